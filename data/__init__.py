@@ -1,0 +1,1 @@
+"""Ray Data: sources to canonical tables, features, text vectors, histories."""

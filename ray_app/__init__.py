@@ -1,0 +1,1 @@
+"""The roof: composes the stages into commands, the main job, and jobs on a cluster."""

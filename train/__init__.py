@@ -1,0 +1,1 @@
+"""Ray Train: autoencoder, Word2Vec, semantic IDs, UGT, evaluation, export."""

@@ -1,0 +1,211 @@
+"""What passes between stages: Arrow schemas, file names, and step folders whose manifest is written last.
+
+A step's result is a folder `<home>/artifacts/<step>/<key>/`. The key is the hash of the step's version constant, its
+input keys and the settings it reads, so equal inputs find the finished folder and anything else makes a new one.
+A step writes into `<key>.partial/`; the manifest is written last and the folder renamed, so a folder without the suffix is
+whole. Long steps (training) keep their checkpoints in `<home>/work/<step>/<key>/`, which survives a kill and is removed when done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from ugt.schema import Record, UGTError
+
+# --- canonical tables (ETL). `item_index` is dense, 0..N-1 in ascending order of `item_id`; every matrix of item vectors
+# and every history uses it. Tables are Parquet datasets: a folder with one or more files, in order of file name.
+ITEMS = pa.schema(
+    [
+        ("item_index", pa.int32()),
+        ("item_id", pa.string()),
+        ("item_type", pa.string()),
+        ("title", pa.string()),
+        ("original_title", pa.string()),
+        ("year", pa.int32()),
+        ("runtime_minutes", pa.int32()),
+        ("genres", pa.list_(pa.string())),
+        ("countries", pa.list_(pa.string())),
+        ("rating", pa.float32()),
+        ("votes", pa.int64()),
+        ("description", pa.string()),
+        ("imdb_id", pa.string()),
+    ]
+)
+PEOPLE = pa.schema([("person_id", pa.string()), ("name", pa.string()), ("birth_year", pa.int32()), ("professions", pa.list_(pa.string()))])
+# role: actor, director, writer (IMDb's actress, self and archive categories fold into actor or are dropped by rule)
+CREDITS = pa.schema([("item_index", pa.int32()), ("item_id", pa.string()), ("person_id", pa.string()), ("role", pa.string()), ("ordering", pa.int32())])
+USERS = pa.schema([("user_id", pa.string()), ("gender", pa.string()), ("age", pa.int32()), ("occupation", pa.string())])
+# `order` is the row's place in its source file: ties of `timestamp` within a user are broken by it (the tie rule).
+EVENTS = pa.schema(
+    [
+        ("event_id", pa.string()),
+        ("user_id", pa.string()),
+        ("item_id", pa.string()),
+        ("item_index", pa.int32()),
+        ("action", pa.string()),
+        ("value", pa.float32()),
+        ("timestamp", pa.int64()),
+        ("order", pa.int64()),
+    ]
+)
+QUARANTINE = pa.schema([("table", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())])
+# one row per user, oldest event first; `timestamp` 0 where the source has none
+HISTORIES = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("item_index", pa.list_(pa.int32())),
+        ("action", pa.list_(pa.int32())),
+        ("value", pa.list_(pa.float32())),
+        ("timestamp", pa.list_(pa.int64())),
+    ]
+)
+SEMANTIC_IDS = pa.schema([("item_index", pa.int32()), ("item_id", pa.string()), ("l1", pa.int32()), ("l2", pa.int32()), ("l3", pa.int32())])
+PREDICTIONS = pa.schema([("user_id", pa.string()), ("head", pa.string()), ("filtered", pa.bool_()), ("item_ids", pa.list_(pa.string()))])
+
+MANIFEST = "manifest.json"
+
+
+class Manifest(Record):
+    """What a finished step says of itself. `figures` is what the step reports when it is skipped the next time."""
+
+    step: str
+    key: str
+    version: int
+    inputs: dict[str, str]
+    settings: dict[str, Any]
+    figures: dict[str, Any]
+    seconds: float
+    files: dict[str, int]
+
+
+def content_hash(value: Any, length: int = 16) -> str:
+    """Hex digest of a JSON-able value (pydantic models included); equal values give equal digests on every machine."""
+
+    def encode(x: Any) -> Any:
+        if isinstance(x, BaseModel):
+            return x.model_dump(mode="json")
+        if isinstance(x, Path):
+            return str(x)
+        raise TypeError(f"cannot hash a {type(x).__name__}")
+
+    text = json.dumps(value, sort_keys=True, default=encode, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+class Artifact(Record):
+    """A finished step: where it lies and what it said of itself."""
+
+    path: Path
+    manifest: Manifest
+    skipped: bool
+
+    @property
+    def key(self) -> str:
+        return self.manifest.key
+
+
+class ArtifactStore:
+    """The folder of finished steps under UGT_HOME."""
+
+    def __init__(self, home: Path):
+        self.home = Path(home).absolute()
+
+    def path(self, step: str, key: str) -> Path:
+        return self.home / "artifacts" / step / key
+
+    def work(self, step: str, key: str) -> Path:
+        """Folder for checkpoints of an unfinished step; survives a kill."""
+        path = self.home / "work" / step / key
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def find(self, step: str, key: str) -> Artifact | None:
+        """The finished artifact, or None. A folder whose manifest or files are missing counts as not there."""
+        path = self.path(step, key)
+        try:
+            manifest = Manifest.model_validate_json((path / MANIFEST).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        if any(not (path / f).is_file() or (path / f).stat().st_size != size for f, size in manifest.files.items()):
+            return None
+        return Artifact(path=path, manifest=manifest, skipped=True)
+
+    def run(
+        self,
+        step: str,
+        make: Callable[[Path, Path], Mapping[str, Any]],
+        *,
+        version: int,
+        inputs: Mapping[str, str],
+        settings: Iterable[BaseModel] = (),
+        extra: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """The finished artifact of a step, made now by `make(out_dir, work_dir) -> figures` if it is not there.
+
+        `inputs` maps a name to an artifact key (or a source checksum). Raises UGTError naming the folder if the disk is full;
+        the partial folder is then removed. Whatever `make` raises leaves no finished folder behind.
+        """
+        read = {type(s).__name__: s.model_dump(mode="json") for s in settings} | dict(extra or {})
+        key = content_hash([step, version, dict(inputs), read])
+        found = self.find(step, key)
+        if found is not None:
+            return found
+        path, partial = self.path(step, key), self.path(step, key + ".partial")
+        for stale in (path, partial):
+            shutil.rmtree(stale, ignore_errors=True)
+        start = time.monotonic()
+        try:
+            partial.mkdir(parents=True)
+            figures = dict(make(partial, self.work(step, key)))
+            files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
+            manifest = Manifest(
+                step=step, key=key, version=version, inputs=dict(inputs), settings=read, figures=figures, seconds=round(time.monotonic() - start, 3), files=files
+            )
+            write_text(partial / MANIFEST, manifest.model_dump_json(indent=1))
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if error.errno in (28, 122):  # ENOSPC, EDQUOT
+                raise UGTError(f"the disk of {self.home} is full (step {step}). Free some space or set UGT_HOME to another disk, then run it again: finished steps are kept.") from error
+            raise
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        os.replace(partial, path)
+        shutil.rmtree(self.home / "work" / step / key, ignore_errors=True)
+        return Artifact(path=path, manifest=manifest, skipped=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, flush to disk, then rename: a reader sees the old file or the whole new one."""
+    aside = path.with_name(path.name + f".{os.getpid()}.tmp")
+    with open(aside, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(aside, path)
+
+
+def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """A Parquet file or dataset folder, files in order of name. Raises UGTError naming the folder if there is none."""
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    if not files:
+        raise UGTError(f"no Parquet file in {path}. Run the step that writes it again.")
+    tables = [pq.read_table(f) for f in files]
+    return pa.concat_tables([t.select(schema.names).cast(schema) for t in tables] if schema is not None else tables)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """One Parquet file inside the dataset folder `path` (created)."""
+    path.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path / "part-00000.parquet", compression="zstd")

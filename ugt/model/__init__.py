@@ -1,0 +1,1 @@
+"""The Unified Generative Transformer, in plain torch."""

@@ -1,0 +1,153 @@
+"""The one typed Settings: defaults, then a YAML file, then `UGT_*` environment variables, then flags.
+
+Each section is the config class of the thing it configures. `UGT_SERVE__PORT=9000` sets `serve.port`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from ugt.features import FeatureConfig
+from ugt.fusion import AutoencoderConfig
+from ugt.model.config import DecodingConfig, ModelConfig, TrainingConfig
+from ugt.schema import Config, SourceKind, UGTError
+from ugt.semantic_ids import SemanticIdConfig
+from ugt.synthetic import SampleConfig
+from ugt.text import TextConfig
+from ugt.word2vec import Word2VecConfig
+
+
+class EtlConfig(Config):
+    """What enters the catalogue and how the work is cut."""
+
+    title_types: tuple[str, ...] = ("movie", "tvMovie", "tvSeries", "tvMiniSeries", "short", "video", "tvSpecial", "tvShort")  # no games, no single episodes
+    min_user_events: int = 1
+    blocks: int = 8  # Ray Data blocks per table; its own default cuts a small file into hundreds
+
+
+class HistoryConfig(Config):
+    """Leave-one-out: the last event of a user is test, the one before is validation, both by (timestamp, file order)."""
+
+    min_events: int = 3  # users with fewer train but are not evaluated
+
+
+class EvaluationConfig(Config):
+    top_k: int = 50
+    bootstrap_samples: int = 1000
+    knn_neighbours: int = 200
+    seed: int = 0
+
+
+class StoresConfig(Config):
+    """Where state lives. Empty: the embedded server under UGT_HOME/state is started and used."""
+
+    redis_url: str = ""
+    milvus_uri: str = ""
+    sql_url: str = ""
+
+
+class ServeConfig(Config):
+    host: str = "127.0.0.1"
+    port: int = 8000
+    exposure_hours: float = 24.0
+    candidates: int = 500
+    generation_budget_ms: int = 100
+    fallback_budget_ms: int = 50
+    max_queued_requests: int = 64
+    model_name: str = "ugt"
+
+
+class RayConfig(Config):
+    address: str = ""  # empty: the cluster of the surrounding job, else a local one
+    num_cpus: int | None = None  # logical CPUs of a local cluster; at least 4, since actors hold fractions of them
+    object_store_mb: int = 512
+    dashboard_host: str = "127.0.0.1"
+    dashboard_port: int = 8265
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="UGT_", env_nested_delimiter="__", extra="forbid", frozen=True, protected_namespaces=())
+
+    home: Path = Path(".ugt")
+    source: SourceKind = "sample"
+    data_dir: Path | None = None
+    imdb_dir: Path | None = None
+    seed: int = 0
+    registry_uri: str = ""  # any pyarrow.fs URI or folder; empty: UGT_HOME/registry
+
+    sample: SampleConfig = SampleConfig()
+    etl: EtlConfig = EtlConfig()
+    histories: HistoryConfig = HistoryConfig()
+    features: FeatureConfig = FeatureConfig()
+    text: TextConfig = TextConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    word2vec: Word2VecConfig = Word2VecConfig()
+    semantic_ids: SemanticIdConfig = SemanticIdConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    stores: StoresConfig = StoresConfig()
+    serve: ServeConfig = ServeConfig()
+    ray: RayConfig = RayConfig()
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, **_: Any) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings)
+
+
+def load_settings(path: Path | None = None, flags: dict[str, Any] | None = None) -> Settings:
+    """Settings from a YAML file (or none), the environment and flags, later ones winning.
+
+    A flag is a dotted name: `{"serve.port": 9000}`. Raises UGTError naming the file and the field.
+    """
+    merged: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except FileNotFoundError as error:
+            raise UGTError(f"no settings file at {path}. The presets are in configs/.") from error
+        except yaml.YAMLError as error:
+            raise UGTError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(loaded, dict):
+            raise UGTError(f"{path} must hold a mapping of settings, not a {type(loaded).__name__}.")
+        merged = loaded
+    merged = _deep_merge(merged, EnvSettingsSource(Settings)())
+    for name, value in (flags or {}).items():
+        if value is None:
+            continue
+        nested: Any = value
+        for part in reversed(name.split(".")):
+            nested = {part: nested}
+        merged = _deep_merge(merged, nested)
+    try:
+        settings = Settings(**merged)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(str(x) for x in e['loc'])}: {e['msg']}" for e in error.errors())
+        raise UGTError(f"settings are not valid ({path or 'no file'}, UGT_* environment, flags): {problems}") from error
+    return _seeded(settings)
+
+
+def _seeded(settings: Settings) -> Settings:
+    """One `seed` reaches every part that has one and was not given its own."""
+    update = {}
+    for name in ("sample", "autoencoder", "word2vec", "semantic_ids", "training", "evaluation"):
+        section = getattr(settings, name)
+        if "seed" not in section.model_fields_set:
+            update[name] = section.model_copy(update={"seed": settings.seed})
+    return settings.model_copy(update=update)
+
+
+def _deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _deep_merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged

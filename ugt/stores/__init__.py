@@ -1,0 +1,1 @@
+"""Records (SQL), online features (Redis) and vectors (Milvus): one real client each."""
