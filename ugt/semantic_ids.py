@@ -1,13 +1,262 @@
-"""The table item <-> (L1, L2, L3), its trie as flat integer arrays, prefix look-up, insertion."""
+"""The table item <-> (L1, L2, L3), its trie as flat integer arrays, prefix look-up, insertion.
+
+Choices: every triple names exactly one item, so the table is a bijection between items and the occupied slots of the trie;
+the third code is dense inside its (L1, L2) group (0..count-1), so "is this triple an item" is one comparison; each group
+keeps some spare slots, so a new item enters without moving anybody (no retrain, no new graph).
+
+Shapes: N items, G = K1 * K2 groups, S slots (spare ones included), D width of an item vector.
+Source: the flat-array trie follows the idea of constrained decoding by static sparse indices (STATIC, Su et al., 2026).
+"""
 
 from __future__ import annotations
 
-from ugt.schema import Config
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from ugt.artifacts import SEMANTIC_IDS
+from ugt.schema import Config, UGTError
+
+if TYPE_CHECKING:
+    from ugt.quantizer import Codebooks
+
+FILE = "semantic_ids.parquet"
 
 
 class SemanticIdConfig(Config):
-    method: str = "residual_kmeans"  # or rq_vae
-    l1: int | None = None  # code sizes follow from the item count unless set
-    l2: int | None = None
-    l3: int | None = None
+    """How item vectors are weighted, and how they become triples."""
+
+    method: Literal["residual_kmeans", "rq_vae"] = "residual_kmeans"  # rq_vae is within 4% downstream and takes longer (docs/architecture.md)
+    l1: int | None = Field(default=None, ge=2)  # code sizes follow from the item count unless set (`code_sizes`)
+    l2: int | None = Field(default=None, ge=2)
+    l3: int | None = Field(default=None, ge=2)
+    fused_weight: float = Field(default=1.0, ge=0)  # share of the content block in squared distance, before the other weight
+    word2vec_weight: float = Field(default=2.0, ge=0)  # collaborative heavier: such IDs beat text alone clearly
+    balance: float = Field(default=2.0, gt=1)  # an L1 code holds at most this many times the mean
+    third: Literal["popularity", "direction"] = "popularity"  # order inside a group: L3 = 0 is its most seen item of the train part
+    spare: int = Field(default=4, ge=0)  # free slots a group keeps for new items
+    iterations: int = Field(default=25, ge=1)  # Lloyd steps per level
+    rq_vae_epochs: int = Field(default=60, ge=1)
+    rq_vae_width: int = Field(default=32, ge=2)
+    threads: int = Field(default=1, ge=1)
     seed: int = 0
+
+
+def code_sizes(items: int, config: SemanticIdConfig) -> tuple[int, int, int]:
+    """(K1, K2, K3) for a catalogue: K1 = K2 = the power of two that makes the mean group about four items, K3 four times that mean.
+
+    4,000 items: 32 x 32 x 16; 12,101: 64 x 64 x 16; 1,000,000: 512 x 512 x 16. Sizes set in the config are taken as they are.
+    Raises UGTError if the sizes can't hold the items.
+    """
+    k = max(4, 2 ** round(math.log2(max(1.0, math.sqrt(items / 4)))))
+    k1, k2 = config.l1 or k, config.l2 or k
+    k3 = config.l3 or max(8, 2 ** math.ceil(math.log2(4 * items / (k1 * k2))))
+    if k1 * k2 * k3 < items:
+        raise UGTError(f"semantic_ids: {k1} x {k2} x {k3} codes can't name {items:,} items. Raise semantic_ids.l1, l2 or l3, or leave them unset.")
+    return k1, k2, k3
+
+
+@dataclass(frozen=True)
+class Trie:
+    """All triples that are items, as flat arrays. group = l1 * k2 + l2; slot = group_start_G[group] + l3.
+
+    A group owns the slots from its start up to the next group's start: first its live items in order of L3, then spare ones.
+    The last slot of all is dead for ever: look-ups that leave the array are sent there.
+    """
+
+    k1: int
+    k2: int
+    k3: int
+    group_start_G: np.ndarray  # int64, first slot of the group
+    group_count_G: np.ndarray  # int64, live items of the group; 0 = impossible prefix
+    slot_item_S: np.ndarray  # int64, item_index of the slot, -1 where nobody lives
+    item_slot_N: np.ndarray  # int64, slot of each item
+
+    @classmethod
+    def build(cls, codes_N3: np.ndarray, k1: int, k2: int, k3: int, spare: int) -> Trie:
+        """Arrays from codes, O(N log N); equal codes give equal arrays. Raises UGTError where codes collide, leave a hole or are out of range."""
+        codes = np.asarray(codes_N3, np.int64).reshape(-1, 3)
+        if len(codes) and (codes.min() < 0 or (codes >= (k1, k2, k3)).any()):
+            raise UGTError(f"semantic IDs: a code is outside {k1} x {k2} x {k3}. Run `ugt train semantic-ids` again.")
+        group_N = codes[:, 0] * k2 + codes[:, 1]
+        count_G = np.bincount(group_N, minlength=k1 * k2).astype(np.int64)
+        reserve_G = np.minimum(k3, count_G + spare)
+        start_G = np.concatenate([[0], np.cumsum(reserve_G)[:-1]]).astype(np.int64)
+        slot_N = start_G[group_N] + codes[:, 2]
+        # dense and free of collisions at once: N distinct slots, all below their group's count
+        if (codes[:, 2] >= count_G[group_N]).any() or len(np.unique(slot_N)) != len(slot_N):
+            raise UGTError("semantic IDs: two items share a triple, or a group's third codes have a hole. Run `ugt train semantic-ids` again.")
+        slot_item_S = np.full(int(reserve_G.sum()) + 1, -1, np.int64)
+        slot_item_S[slot_N] = np.arange(len(codes))
+        return cls(k1, k2, k3, start_G, count_G, slot_item_S, slot_N)
+
+    @property
+    def groups(self) -> int:
+        return self.k1 * self.k2
+
+    @property
+    def slots(self) -> int:
+        return len(self.slot_item_S)
+
+    @cached_property
+    def reserve_G(self) -> np.ndarray:
+        """Slots a group owns, spare ones included, int64 [G]."""
+        return np.diff(np.append(self.group_start_G, self.slots - 1))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by name, for a model's tables."""
+        return {
+            "group_start": self.group_start_G,
+            "group_count": self.group_count_G,
+            "slot_item": self.slot_item_S,
+            "item_slot": self.item_slot_N,
+            "sizes": np.array([self.k1, self.k2, self.k3], np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Trie:
+        """The inverse of `arrays`."""
+        k1, k2, k3 = (int(k) for k in arrays["sizes"])
+        return cls(k1, k2, k3, arrays["group_start"], arrays["group_count"], arrays["slot_item"], arrays["item_slot"])
+
+
+@dataclass(frozen=True)
+class SemanticIds:
+    """The semantic IDs of a catalogue: row i belongs to item_index i."""
+
+    codes_N3: np.ndarray  # int32
+    item_ids: list[str]
+    trie: Trie
+    spare: int
+
+    @classmethod
+    def from_codes(cls, codes_N3: np.ndarray, item_ids: Sequence[str], k1: int, k2: int, k3: int, spare: int = 4) -> SemanticIds:
+        """Raises UGTError if codes collide, are not dense in their group, or don't match the items in number."""
+        codes = np.ascontiguousarray(codes_N3, np.int32)
+        if codes.shape != (len(item_ids), 3):
+            raise UGTError(f"semantic IDs: {len(item_ids):,} items but codes of shape {codes.shape}.")
+        return cls(codes, list(item_ids), Trie.build(codes, k1, k2, k3, spare), spare)
+
+    @classmethod
+    def load(cls, folder: Path) -> SemanticIds:
+        """From `semantic_ids.parquet` of a folder; the trie is built again from the codes. Raises UGTError if it is not there."""
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise UGTError(f"no {FILE} in {folder}. Run `ugt train semantic-ids` first.")
+        table = pq.read_table(path)
+        meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        try:
+            k1, k2, k3, spare = (int(meta[name]) for name in ("k1", "k2", "k3", "spare"))
+        except KeyError as error:
+            raise UGTError(f"{path} does not say its code sizes ({error} is missing). Run `ugt train semantic-ids` again.") from error
+        table = table.sort_by("item_index")
+        codes = np.stack([table.column(name).to_numpy() for name in ("l1", "l2", "l3")], axis=1)
+        return cls.from_codes(codes, table.column("item_id").to_pylist(), k1, k2, k3, spare)
+
+    def save(self, folder: Path) -> None:
+        """Write `semantic_ids.parquet`; equal tables give equal bytes."""
+        columns = [pa.array(np.arange(len(self), dtype=np.int32)), pa.array(self.item_ids, pa.string()), *(pa.array(c) for c in self.codes_N3.T)]
+        meta = {"k1": self.trie.k1, "k2": self.trie.k2, "k3": self.trie.k3, "spare": self.spare}
+        schema = SEMANTIC_IDS.with_metadata({k: str(v) for k, v in meta.items()})
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), Path(folder) / FILE, compression="zstd")
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """item_id to item_index."""
+        return {item_id: i for i, item_id in enumerate(self.item_ids)}
+
+    def item_of(self, l1: int, l2: int, l3: int) -> int | None:
+        """item_index of a triple, or None where no item lives. O(1)."""
+        t = self.trie
+        if not (0 <= l1 < t.k1 and 0 <= l2 < t.k2):
+            return None
+        group = l1 * t.k2 + l2
+        return int(t.slot_item_S[t.group_start_G[group] + l3]) if 0 <= l3 < t.group_count_G[group] else None
+
+    def code_of(self, item_index: int) -> tuple[int, int, int]:
+        """The triple of an item."""
+        l1, l2, l3 = self.codes_N3[item_index].tolist()
+        return l1, l2, l3
+
+    def with_prefix(self, l1: int, l2: int | None = None) -> np.ndarray:
+        """item_index of every item under (l1) or (l1, l2), in order of their triples, int64. Empty for a prefix out of range."""
+        t = self.trie
+        if not 0 <= l1 < t.k1 or (l2 is not None and not 0 <= l2 < t.k2):
+            return np.empty(0, np.int64)
+        first, last = (l1 * t.k2, (l1 + 1) * t.k2) if l2 is None else (l1 * t.k2 + l2, l1 * t.k2 + l2 + 1)
+        end = t.group_start_G[last] if last < t.groups else t.slots - 1
+        slots = t.slot_item_S[t.group_start_G[first] : end]
+        return slots[slots >= 0]
+
+    def insert(self, item_ids: Sequence[str], vectors_MD: np.ndarray, codebooks: Codebooks) -> SemanticIds:
+        """A table that also holds M new items, in the order given, each with item_index len(self) + i.
+
+        The codebooks stay frozen and nobody moves: an item goes to the nearest (L1, L2) group that has items and a free slot, and takes the next
+        free L3. A live group is wanted because the decoder never learnt to write an empty one. Near full, any group with a free slot will do.
+        `self` is not changed. Raises UGTError for an id that is already there and when no slot is left. O(S) plus O(K D) per item.
+        """
+        vectors = np.asarray(vectors_MD, np.float32).reshape(len(item_ids), -1)
+        if len(set(item_ids)) != len(item_ids) or any(i in self.index for i in item_ids):
+            raise UGTError("semantic IDs: an item to insert is already there or given twice.")
+        count_G, slot_item_S, reserve_G = self.trie.group_count_G.copy(), self.trie.slot_item_S.copy(), self.trie.reserve_G
+        codes, slots = [], []
+        for i, vector_D in enumerate(vectors):
+            group = _nearest_group(vector_D, codebooks, self.trie, count_G, reserve_G)
+            l3 = int(count_G[group])
+            slot = int(self.trie.group_start_G[group]) + l3
+            slot_item_S[slot] = len(self) + i
+            count_G[group] += 1
+            codes.append((group // self.trie.k2, group % self.trie.k2, l3))
+            slots.append(slot)
+        item_slot = np.append(self.trie.item_slot_N, np.array(slots, np.int64))
+        trie = Trie(self.trie.k1, self.trie.k2, self.trie.k3, self.trie.group_start_G, count_G, slot_item_S, item_slot)
+        return SemanticIds(np.concatenate([self.codes_N3, np.array(codes, np.int32).reshape(-1, 3)]), [*self.item_ids, *item_ids], trie, self.spare)
+
+    def health(self) -> dict[str, Any]:
+        """How well the codes are used. Perplexity is exp(entropy) of a level's codes: the number of equally used codes that would be as spread."""
+        t = self.trie
+        report: dict[str, Any] = {"items": len(self)}
+        for level, k in enumerate((t.k1, t.k2, t.k3)):
+            count_K = np.bincount(self.codes_N3[:, level], minlength=k)
+            share = count_K[count_K > 0] / max(1, count_K.sum())
+            used, perplexity = int((count_K > 0).sum()), float(np.exp(-(share * np.log(share)).sum())) if len(share) else 0.0
+            report |= {f"l{level + 1}": k, f"l{level + 1}_used": used, f"l{level + 1}_dead": k - used, f"l{level + 1}_perplexity": round(perplexity, 2)}
+        live = t.group_count_G[t.group_count_G > 0]
+        triples = len(np.unique(self.codes_N3, axis=0)) if len(self) else 0
+        return report | {
+            "groups": t.groups,
+            "groups_used": len(live),
+            "group_mean": round(float(live.mean()), 2) if len(live) else 0.0,
+            "group_max": int(live.max()) if len(live) else 0,
+            "slots": t.slots,
+            "collisions": len(self) - triples,
+        }
+
+
+def _nearest_group(vector_D: np.ndarray, codebooks: Codebooks, trie: Trie, count_G: np.ndarray, reserve_G: np.ndarray, width: int = 8) -> int:
+    """The nearest group with a free slot: live ones first, among the `width` nearest L1 codes before all others."""
+    z_D = codebooks.encode(vector_D[None])[0]
+    order_K1 = np.argsort(((codebooks.l1_KD - z_D) ** 2).sum(1), kind="stable")
+    for need in (0, -1):  # first groups that have items, then any
+        for l1s in (order_K1[:width], order_K1[width:]):
+            if not len(l1s):
+                continue
+            groups_CK = l1s[:, None] * trie.k2 + np.arange(trie.k2)
+            residual_CD = z_D - codebooks.l1_KD[l1s]
+            distance_CK = ((residual_CD[:, None, :] - codebooks.l2_KD[None]) ** 2).sum(-1)
+            free_CK = (count_G[groups_CK] > need) & (count_G[groups_CK] < reserve_G[groups_CK])
+            if free_CK.any():
+                return int(groups_CK.ravel()[np.argmin(np.where(free_CK, distance_CK, np.inf))])
+    raise UGTError("semantic IDs: no free slot for a new item. Run `ugt train semantic-ids` again, with a larger semantic_ids.spare.")
