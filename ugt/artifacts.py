@@ -170,13 +170,23 @@ class ArtifactStore:
             figures = dict(make(partial, self.work(step, key)))
             files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
             manifest = Manifest(
-                step=step, key=key, version=version, inputs=dict(inputs), settings=read, figures=figures, seconds=round(time.monotonic() - start, 3), files=files
+                step=step,
+                key=key,
+                version=version,
+                inputs=dict(inputs),
+                settings=read,
+                figures=figures,
+                seconds=round(time.monotonic() - start, 3),
+                files=files,
             )
             write_text(partial / MANIFEST, manifest.model_dump_json(indent=1))
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             if error.errno in (28, 122):  # ENOSPC, EDQUOT
-                raise UGTError(f"the disk of {self.home} is full (step {step}). Free some space or set UGT_HOME to another disk, then run it again: finished steps are kept.") from error
+                raise UGTError(
+                    f"the disk of {self.home} is full (step {step}). Free some space or set UGT_HOME to another disk, then run it again: "
+                    "finished steps are kept."
+                ) from error
             raise
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)

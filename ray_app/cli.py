@@ -1,0 +1,282 @@
+"""The `ugt` command: every step, the demo, the server, jobs and benchmarks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ugt.artifacts import Artifact, write_text
+from ugt.schema import UGTError
+from ugt.settings import Settings, load_settings
+
+console = Console(width=None if sys.stdout.isatty() else 140)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Generative recommendation as one Ray application.")
+data_app = typer.Typer(no_args_is_help=True, help="Sources to canonical tables, features and histories.")
+train_app = typer.Typer(no_args_is_help=True, help="Vectors, semantic IDs and the model.")
+export_app = typer.Typer(no_args_is_help=True, help="The model for other runtimes.")
+models_app = typer.Typer(no_args_is_help=True, help="Versions in the registry.")
+serve_app = typer.Typer(no_args_is_help=True, help="The serving graph.")
+job_app = typer.Typer(no_args_is_help=True, help="Any ugt command as a Ray job.")
+cluster_app = typer.Typer(no_args_is_help=True, help="A local Ray head that stays up, for jobs.")
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks.")
+for name, group in (
+    ("data", data_app),
+    ("train", train_app),
+    ("export", export_app),
+    ("models", models_app),
+    ("serve", serve_app),
+    ("job", job_app),
+    ("cluster", cluster_app),
+    ("bench", bench_app),
+):
+    app.add_typer(group, name=name)
+
+ConfigPath = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML); presets are in configs/.")]
+Source = Annotated[str | None, typer.Option(help="sample, imdb, movielens, amazon or sequences.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with that source's files.")]
+ImdbDir = Annotated[Path | None, typer.Option(help="Folder with IMDb's TSV files, joined to MovieLens by its links.")]
+Seed = Annotated[int | None, typer.Option(help="One seed for everything.")]
+JsonPath = Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")]
+Address = Annotated[str, typer.Option(help="Address of the Ray dashboard, default http://127.0.0.1:8265.")]
+
+
+def settings_of(
+    config: Path | None, source: str | None = None, data_dir: Path | None = None, imdb_dir: Path | None = None, seed: int | None = None, **flags: Any
+) -> Settings:
+    def absolute(path: Path | None) -> str | None:
+        return str(path.absolute()) if path else None
+
+    return load_settings(config, {"source": source, "data_dir": absolute(data_dir), "imdb_dir": absolute(imdb_dir), "seed": seed, **flags})
+
+
+def write_json(path: Path | None, report: Any) -> None:
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(report, indent=1, default=str) + "\n")
+    except OSError as error:
+        raise UGTError(f"cannot write {path}: {error.strerror}. Give --json a path that can be written.") from error
+    console.print(f" figures written to {path}", highlight=False, soft_wrap=True)
+
+
+def run_until(step: str, settings: Settings, json_path: Path | None = None) -> dict[str, Artifact]:
+    """Run the main job up to a step, and say where the result lies."""
+    from ray_app import pipeline
+    from ray_app.cluster import connected
+    from ray_app.report import Progress
+
+    progress = Progress(console)
+    with connected(settings.ray):
+        artifacts = pipeline.run(settings, progress, until=step)
+    last = artifacts[step]
+    console.print(f" written       {last.path}", highlight=False, soft_wrap=True)
+    write_json(json_path, {"step": step, "path": str(last.path), "steps": progress.steps, "figures": dict(last.manifest.figures)})
+    return artifacts
+
+
+@app.command()
+def demo(
+    config: ConfigPath = None, source: Source = None, data_dir: DataDir = None, imdb_dir: ImdbDir = None, seed: Seed = None, json_path: JsonPath = None
+) -> None:
+    """The whole path: data, vectors, semantic IDs, training, evaluation, export, serving, 500 requests, feedback."""
+    from ray_app import demo as main_job
+
+    settings = settings_of(config, source, data_dir, imdb_dir, seed)
+    report = main_job.run(settings, console)
+    write_json(json_path, report)
+    if report["serving"]["illegal_items"] or not report["feedback_visible"]:
+        raise UGTError("the run ended, but an answer held an illegal item or feedback was not visible: see the table above.")
+
+
+def _step_command(group: typer.Typer, name: str, step: str, text: str) -> None:
+    """One command per step of the main job; what it needs is run first, or kept if it is there."""
+
+    @group.command(name, help=text)
+    def command(
+        config: ConfigPath = None, source: Source = None, data_dir: DataDir = None, imdb_dir: ImdbDir = None, seed: Seed = None, json_path: JsonPath = None
+    ) -> None:
+        run_until(step, settings_of(config, source, data_dir, imdb_dir, seed), json_path)
+
+
+_step_command(data_app, "etl", "etl", "Source files to items, people, credits, users, events; bad rows to quarantine.")
+_step_command(data_app, "features", "features", "Item features and their vocabulary.")
+_step_command(data_app, "histories", "histories", "Events to user histories.")
+_step_command(train_app, "autoencoder", "fusion", "Fuse features and text; the bottleneck is the item vector.")
+_step_command(train_app, "word2vec", "word2vec", "Co-occurrence vectors from catalogue and events.")
+_step_command(train_app, "semantic-ids", "semantic_ids", "Three codes for every item, no two items alike.")
+_step_command(train_app, "ugt", "ugt_stage3", "The model: next-token, then contrastive, then DPO.")
+_step_command(export_app, "onnx", "export", "The constrained decode as ONNX graphs, checked against PyTorch.")
+
+
+@data_app.command("download")
+def data_download(
+    name: Annotated[str, typer.Argument(help="imdb or movielens-latest-small.")], to: Annotated[Path, typer.Option(help="Folder to download into.")]
+) -> None:
+    """Fetch a public data set (resumed where it stopped); its licence notice is shown first."""
+    from data.download import download
+
+    download(name, to, console.print)
+
+
+@app.command()
+def evaluate(
+    config: ConfigPath = None,
+    source: Source = None,
+    data_dir: DataDir = None,
+    imdb_dir: ImdbDir = None,
+    seed: Seed = None,
+    json_path: JsonPath = None,
+    predictions: Annotated[Path | None, typer.Option(help="Also write the top-50 of every test user here (Parquet).")] = None,
+) -> None:
+    """UGT against popularity and item-kNN on each user's held-out last event."""
+    from ray_app.report import metrics_table
+
+    artifacts = run_until("evaluate", settings_of(config, source, data_dir, imdb_dir, seed))
+    folder = artifacts["evaluate"].path
+    report = json.loads((folder / "metrics.json").read_text())
+    console.print(metrics_table(report["metrics"]))
+    if predictions is not None:
+        try:
+            predictions.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / "predictions.parquet", predictions)
+        except OSError as error:
+            raise UGTError(f"cannot write {predictions}: {error.strerror}. Give --predictions a path that can be written.") from error
+        console.print(f" predictions written to {predictions}", highlight=False, soft_wrap=True)
+    write_json(json_path, report)
+
+
+@models_app.command("list")
+def models_list(config: ConfigPath = None, json_path: JsonPath = None) -> None:
+    """Versions in the registry; the one in production is marked."""
+    from ray_app.demo import registry_of
+
+    settings = settings_of(config)
+    registry = registry_of(settings)
+    name = settings.serve.model_name
+    production = registry.production(name)
+    versions = registry.versions(name)
+    if not versions:
+        console.print(f" no version of '{name}' yet. next: ugt demo")
+    for version in versions:
+        console.print(f" {version}{'  production' if version == production else ''}", highlight=False)
+    write_json(json_path, {"name": name, "versions": versions, "production": production})
+
+
+@models_app.command("show")
+def models_show(version: str, config: ConfigPath = None) -> None:
+    """The card of a version: what it was made from and what was measured."""
+    from ray_app.demo import registry_of
+
+    settings = settings_of(config)
+    console.print_json(json.dumps(registry_of(settings).card(settings.serve.model_name, version), default=str))
+
+
+@models_app.command("promote")
+def models_promote(version: str, config: ConfigPath = None) -> None:
+    """Make a version the one in production."""
+    from ray_app.demo import registry_of
+
+    settings = settings_of(config)
+    registry_of(settings).promote(settings.serve.model_name, version)
+    console.print(f" {version} is in production", highlight=False)
+
+
+@models_app.command("rollback")
+def models_rollback(config: ConfigPath = None) -> None:
+    """Make the version that was in production before the present one again."""
+    from ray_app.demo import registry_of
+
+    settings = settings_of(config)
+    console.print(f" {registry_of(settings).rollback(settings.serve.model_name)} is in production", highlight=False)
+
+
+@job_app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def job_submit(context: typer.Context, address: Address = "", wait: Annotated[bool, typer.Option(help="Follow the log to the end.")] = True) -> None:
+    """Run `ugt ARGUMENTS` as a Ray job: ugt job submit -- demo --source sample."""
+    from ray_app import jobs
+
+    env = {name: value for name, value in os.environ.items() if name.startswith("UGT_")}
+    job_id = jobs.submit(address, [a for a in context.args if a != "--"], env)
+    console.print(f" submitted {job_id}", highlight=False)
+    if wait and not jobs.follow(address, job_id):
+        raise UGTError(f"job {job_id} did not succeed: its log is above, or `ugt job logs {job_id}`.")
+
+
+@job_app.command("list")
+def job_list(address: Address = "") -> None:
+    """Jobs of the cluster, newest first."""
+    from ray_app import jobs
+
+    for row in jobs.listing(address):
+        console.print(f" {row['id']:<28} {row['status']:<10} {row['command']}", highlight=False, markup=False)
+
+
+@job_app.command("logs")
+def job_logs(job_id: str, address: Address = "") -> None:
+    """The log of a job."""
+    from ray_app import jobs
+
+    sys.stdout.write(jobs.logs(address, job_id))
+
+
+@job_app.command("stop")
+def job_stop(job_id: str, address: Address = "") -> None:
+    """Stop a job."""
+    from ray_app import jobs
+
+    console.print(f" {job_id} {'stopping' if jobs.stop(address, job_id) else 'had already ended'}", highlight=False)
+
+
+@cluster_app.command("up")
+def cluster_up(config: ConfigPath = None) -> None:
+    """Start a local Ray head on loopback and leave it up."""
+    from ray_app import head
+
+    status = head.up(settings_of(config))
+    console.print(f" up            {status['address']}   dashboard {status['dashboard']}", highlight=False)
+    console.print(" next          ugt job submit -- demo   ·   ugt cluster down", highlight=False)
+
+
+@cluster_app.command("status")
+def cluster_status(config: ConfigPath = None, json_path: JsonPath = None) -> None:
+    """Whether the head is up, and where its dashboard is."""
+    from ray_app import head
+
+    status = head.state(settings_of(config))
+    console.print(f" {'up' if status['up'] else 'down'}   {status['address']}   {status['dashboard']}", highlight=False)
+    write_json(json_path, status)
+
+
+@cluster_app.command("down")
+def cluster_down(config: ConfigPath = None) -> None:
+    """End the head that `up` started, and no other Ray process of the machine."""
+    from ray_app import head
+
+    ended = head.down(settings_of(config))
+    console.print(f" {f'{ended} processes ended' if ended else 'no head of ours was up'}", highlight=False)
+
+
+def main() -> None:
+    """Entry of `ugt`: an error a person can mend is one message and exit code 1, never a stack trace."""
+    from ray_app.errors import plain
+
+    try:
+        app(prog_name="ugt")
+    except Exception as error:
+        known = plain(error)
+        if known is None:
+            raise
+        Console(stderr=True, width=console.width).print(f"[bold red]error[/bold red] {known}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped. Finished steps are kept; run it again to go on.")
+        sys.exit(130)

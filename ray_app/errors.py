@@ -1,0 +1,33 @@
+"""Which errors are a user's to mend, and the one sentence each becomes."""
+
+from __future__ import annotations
+
+import errno
+
+from ugt.schema import UGTError
+
+
+def plain(error: BaseException) -> str | None:
+    """The message for an error that needs no stack trace, or None for a fault of ours. Ray's wrappers are looked through."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        message = _plain_one(current)
+        if message is not None:
+            return message
+        current = getattr(current, "cause", None) or current.__cause__ or current.__context__
+    return None
+
+
+def _plain_one(error: BaseException) -> str | None:
+    if isinstance(error, UGTError) and not hasattr(error, "traceback_str"):  # a RayTaskError is both; its cause is the plain one
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or "while writing"
+        return f"the disk is full ({where}). Free some space or set UGT_HOME to another disk, then run it again: finished steps are kept."
+    if isinstance(error, PermissionError):
+        return f"no permission for {error.filename}. Set UGT_HOME to a folder you can write to."
+    if type(error).__name__ == "OutOfMemoryError":
+        return "memory ran out. Lower training.batch_size or etl.blocks, or close other programs, then run it again: finished steps are kept."
+    return None

@@ -1,0 +1,80 @@
+"""Ray jobs: any `ugt` command submitted to a cluster with the working tree as its working directory."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ugt.schema import UGTError
+
+# What the upload must not hold; .gitignore and .rayignore are honoured by Ray as well.
+EXCLUDES = [".git", ".venv", ".ugt", "tests", "benchmarks", "docs", "**/__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "*.egg-info"]
+
+
+def root() -> Path:
+    """The folder that holds our packages: the checkout a job uploads."""
+    return Path(__file__).resolve().parent.parent
+
+
+def client(address: str) -> Any:
+    """Ray's job client at the dashboard's address, by default http://127.0.0.1:8265. Raises UGTError if nothing answers there."""
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address or "http://127.0.0.1:8265")
+    except (ConnectionError, RuntimeError) as error:
+        raise UGTError(f"no Ray dashboard answers at {address or 'http://127.0.0.1:8265'}. Start a cluster (ugt cluster up) or give --address.") from error
+
+
+def submit(address: str, arguments: Sequence[str], env: dict[str, str]) -> str:
+    """Submit `python -m ray_app ARGUMENTS`; returns the job's id. The cluster needs the dependencies, not the checkout."""
+    if not arguments:
+        raise UGTError("nothing to submit. Give the command after --, for example: ugt job submit -- demo --source sample")
+    if arguments[0] == "ugt":
+        arguments = arguments[1:]
+    return client(address).submit_job(
+        entrypoint="python -m ray_app " + shlex.join(arguments),
+        runtime_env={"working_dir": str(root()), "excludes": EXCLUDES, "env_vars": env},
+        metadata={"command": shlex.join(arguments)[:200]},
+    )
+
+
+def follow(address: str, job_id: str) -> bool:
+    """Print a job's log until it ends; True if it succeeded."""
+    import asyncio
+
+    from ray.job_submission import JobStatus
+
+    jobs = client(address)
+
+    async def tail() -> None:
+        async for lines in jobs.tail_job_logs(job_id):
+            sys.stdout.write(lines)
+            sys.stdout.flush()
+
+    asyncio.run(tail())
+    return jobs.get_job_status(job_id) == JobStatus.SUCCEEDED
+
+
+def listing(address: str) -> list[dict[str, Any]]:
+    """Jobs of the cluster, newest first."""
+    jobs = client(address).list_jobs()
+    rows = [{"id": j.submission_id or j.job_id or "", "status": str(j.status), "command": j.entrypoint, "start": j.start_time or 0} for j in jobs]
+    return sorted(rows, key=lambda row: -row["start"])
+
+
+def logs(address: str, job_id: str) -> str:
+    try:
+        return client(address).get_job_logs(job_id)
+    except RuntimeError as error:
+        raise UGTError(f"no job '{job_id}' on this cluster. `ugt job list` shows them.") from error
+
+
+def stop(address: str, job_id: str) -> bool:
+    try:
+        return client(address).stop_job(job_id)
+    except RuntimeError as error:
+        raise UGTError(f"no job '{job_id}' on this cluster. `ugt job list` shows them.") from error

@@ -1,0 +1,302 @@
+"""The main job: source -> tables -> vectors -> semantic IDs -> UGT -> evaluation -> ONNX -> registry, as steps with keys.
+
+A step is one function of a stage, named in `STEPS` with what it reads and which settings change it. It runs as a Ray task, so it is
+seen by name in the dashboard, and its result is an artifact (`ugt.artifacts`): finished steps are skipped and report the
+figures they stored, killed ones are resumed or redone. Serving the result is `ray_app.demo`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import BaseModel
+from ray.exceptions import RayTaskError
+from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_app.report import Progress
+from ugt.artifacts import Artifact, ArtifactStore
+from ugt.schema import UGTError
+from ugt.settings import Settings
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step's arguments are made from: settings, the folders of the steps it needs, its own folders."""
+
+    settings: Settings
+    paths: Mapping[str, Path]
+    out: Path
+    work: Path
+
+    def source_dirs(self) -> tuple[Path | None, Path | None]:
+        """Folders of the source's files and of IMDb's; the sample's own when it is generated."""
+        if self.settings.source == "sample":
+            return self.paths["source"] / "movielens", self.paths["source"] / "imdb"
+        return self.settings.data_dir, self.settings.imdb_dir
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    what: str
+    function: str  # module:function of a stage
+    needs: tuple[str, ...]
+    reads: Callable[[Settings], Iterable[BaseModel]]
+    arguments: Callable[[Context], dict[str, Any]]
+    shown: tuple[str, ...] = ()  # figures of the progress line
+    version: int = 1  # raised when the step's code changes what it writes
+    only: Callable[[Settings], bool] = lambda s: True
+
+
+def _stage(number: int) -> Step:
+    before = f"ugt_stage{number - 1}"
+    return Step(
+        name=f"ugt_stage{number}",
+        what=("next-token prediction", "with contrastive loss", "with DPO")[number - 1],
+        function="train.ugt:run",
+        needs=("etl", "histories", "semantic_ids", *((before,) if number > 1 else ())),
+        reads=lambda s: [s.model, s.training, s.histories],
+        arguments=lambda c: {
+            "stage": number,
+            "histories_dir": c.paths["histories"],
+            "users_dir": c.paths["etl"] / "users",
+            "semantic_ids_dir": c.paths["semantic_ids"],
+            "model": c.settings.model,
+            "training": c.settings.training,
+            "histories": c.settings.histories,
+            "init_dir": c.paths.get(before),
+            "out_dir": c.out,
+            "work_dir": c.work,
+        },
+        shown=("epochs", "loss", "validation_ndcg@10"),
+    )
+
+
+STEPS: tuple[Step, ...] = (
+    Step(
+        name="source",
+        what="generating the sample catalogue and event log",
+        function="ugt.synthetic:write_sample",
+        needs=(),
+        reads=lambda s: [s.sample],
+        arguments=lambda c: {"config": c.settings.sample, "out_dir": c.out},
+        shown=("titles", "users", "events"),
+        only=lambda s: s.source == "sample",
+    ),
+    Step(
+        name="etl",
+        what="source files to canonical tables",
+        function="data.etl:run",
+        needs=("source",),
+        reads=lambda s: [s.etl],
+        arguments=lambda c: {
+            "kind": c.settings.source,
+            "data_dir": c.source_dirs()[0],
+            "imdb_dir": c.source_dirs()[1],
+            "config": c.settings.etl,
+            "out_dir": c.out,
+        },
+        shown=("items", "users", "events", "quarantined"),
+    ),
+    Step(
+        name="histories",
+        what="events to user histories",
+        function="data.histories:run",
+        needs=("etl",),
+        reads=lambda s: [s.histories],
+        arguments=lambda c: {"etl_dir": c.paths["etl"], "config": c.settings.histories, "out_dir": c.out},
+        shown=("users", "evaluated", "mean_length"),
+    ),
+    Step(
+        name="features",
+        what="item features",
+        function="data.features:run",
+        needs=("etl",),
+        reads=lambda s: [s.features],
+        arguments=lambda c: {"etl_dir": c.paths["etl"], "config": c.settings.features, "out_dir": c.out},
+        shown=("items", "width"),
+    ),
+    Step(
+        name="text",
+        what="text vectors (MiniLM)",
+        function="data.text:run",
+        needs=("etl",),
+        reads=lambda s: [s.text],
+        arguments=lambda c: {"etl_dir": c.paths["etl"], "config": c.settings.text, "out_dir": c.out},
+        shown=("items", "width"),
+        only=lambda s: s.text.enabled,
+    ),
+    Step(
+        name="fusion",
+        what="autoencoder over features and text",
+        function="train.autoencoder:run",
+        needs=("features", "text"),
+        reads=lambda s: [s.autoencoder],
+        arguments=lambda c: {
+            "features_dir": c.paths["features"],
+            "text_dir": c.paths.get("text"),
+            "config": c.settings.autoencoder,
+            "out_dir": c.out,
+            "work_dir": c.work,
+        },
+        shown=("width", "loss"),
+    ),
+    Step(
+        name="word2vec",
+        what="co-occurrence vectors",
+        function="train.word2vec:run",
+        needs=("etl", "histories"),
+        reads=lambda s: [s.word2vec, s.histories],
+        arguments=lambda c: {"etl_dir": c.paths["etl"], "histories_dir": c.paths["histories"], "config": c.settings.word2vec, "out_dir": c.out},
+        shown=("sentences", "tokens", "width"),
+    ),
+    Step(
+        name="semantic_ids",
+        what="three codes for every item",
+        function="train.semantic_ids:run",
+        needs=("etl", "fusion", "word2vec"),
+        reads=lambda s: [s.semantic_ids],
+        arguments=lambda c: {
+            "etl_dir": c.paths["etl"],
+            "fusion_dir": c.paths["fusion"],
+            "word2vec_dir": c.paths["word2vec"],
+            "config": c.settings.semantic_ids,
+            "out_dir": c.out,
+        },
+        shown=("l1", "l2", "l3", "collisions", "overflow"),
+    ),
+    _stage(1),
+    _stage(2),
+    _stage(3),
+    Step(
+        name="evaluate",
+        what="UGT against popularity and item-kNN",
+        function="train.evaluate:run",
+        needs=("source", "etl", "histories", "semantic_ids", "ugt_stage3"),
+        reads=lambda s: [s.evaluation, s.decoding],
+        arguments=lambda c: {
+            "histories_dir": c.paths["histories"],
+            "users_dir": c.paths["etl"] / "users",
+            "semantic_ids_dir": c.paths["semantic_ids"],
+            "checkpoint_dir": c.paths["ugt_stage3"],
+            "truth": _truth(c),
+            "config": c.settings.evaluation,
+            "decoding": c.settings.decoding,
+            "out_dir": c.out,
+        },
+        shown=("recall@10", "popularity_recall@10", "item_knn_recall@10", "oracle_recall@10"),
+    ),
+    Step(
+        name="export",
+        what="the constrained decode as ONNX",
+        function="train.export:run",
+        needs=("etl", "features", "text", "fusion", "word2vec", "semantic_ids", "ugt_stage3", "evaluate"),
+        reads=lambda s: [s.decoding],
+        arguments=lambda c: {
+            "checkpoint_dir": c.paths["ugt_stage3"],
+            "semantic_ids_dir": c.paths["semantic_ids"],
+            "etl_dir": c.paths["etl"],
+            "histories_dir": c.paths["histories"],
+            "evaluate_dir": c.paths["evaluate"],
+            "decoding": c.settings.decoding,
+            "out_dir": c.out,
+        },
+        shown=("same_top10", "max_difference", "megabytes"),
+    ),
+)
+STEP_NAMES = tuple(step.name for step in STEPS)
+
+
+def _truth(c: Context) -> Path | None:
+    for folder in (c.paths.get("source"), c.paths["etl"]):
+        if folder is not None and (folder / "truth.parquet").is_file():
+            return folder / "truth.parquet"
+    return None
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _call(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)(**arguments)
+
+
+def run(settings: Settings, progress: Progress, until: str = "export") -> dict[str, Artifact]:
+    """Every step that `until` needs, and `until`; returns the artifacts by step name.
+
+    Ray must be connected. Raises UGTError for anything a user can mend; other errors are faults of ours and keep their trace.
+    """
+    wanted = _closure(until)
+    store = ArtifactStore(settings.home)
+    artifacts: dict[str, Artifact] = {}
+    seconds_gauge = Gauge("ugt_step_seconds", "Seconds a step of the main job took; 0 if it was skipped", tag_keys=("step",))
+    for step in STEPS:
+        if step.name in wanted and step.only(settings):
+            start = time.monotonic()
+            with progress.running(step.name, step.what):
+                artifacts[step.name] = _run_step(step, settings, store, artifacts)
+            elapsed = time.monotonic() - start
+            figures = artifacts[step.name].manifest.figures
+            progress.done(step.name, elapsed, artifacts[step.name].skipped, {k: figures[k] for k in step.shown if k in figures})
+            seconds_gauge.set(0 if artifacts[step.name].skipped else elapsed, tags={"step": step.name})
+    return artifacts
+
+
+def _run_step(step: Step, settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Artifact]) -> Artifact:
+    paths = {name: artifacts[name].path for name in step.needs if name in artifacts}
+    inputs = {name: artifacts[name].key for name in step.needs if name in artifacts}
+    if step.name == "etl":
+        inputs |= _source_checksums(settings, paths)
+
+    def make(out: Path, work: Path) -> dict[str, Any]:
+        # pinned to this node: the artifact folder is here (on a cluster, UGT_HOME is a shared file system)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        task = _call.options(name=f"step {step.name}", scheduling_strategy=here)
+        try:
+            return ray.get(task.remote(step.function, step.arguments(Context(settings, paths, out, work))))
+        except RayTaskError as error:
+            cause = user_error(error)
+            if cause is not None:
+                raise cause from None
+            raise
+
+    return store.run(step.name, make, version=step.version, inputs=inputs, settings=step.reads(settings))
+
+
+def user_error(error: BaseException | None) -> UGTError | OSError | None:
+    """The UGTError or full disk at the bottom of a Ray error, however deep, or None."""
+    while error is not None:
+        if isinstance(error, RayTaskError):
+            error = error.cause
+        elif isinstance(error, UGTError) or (isinstance(error, OSError) and error.errno in (28, 122)):
+            return error
+        else:
+            error = error.__cause__
+    return None
+
+
+def _source_checksums(settings: Settings, paths: Mapping[str, Path]) -> dict[str, str]:
+    if settings.source == "sample":
+        return {}  # the generated files follow from the source step's key
+    from data import etl
+
+    return etl.checksums(settings.source, settings.data_dir, settings.imdb_dir)
+
+
+def _closure(until: str) -> set[str]:
+    by_name = {step.name: step for step in STEPS}
+    if until not in by_name:
+        raise UGTError(f"there is no step '{until}'. The steps are: {', '.join(by_name)}.")
+    wanted, todo = set(), [until]
+    while todo:
+        name = todo.pop()
+        if name not in wanted:
+            wanted.add(name)
+            todo.extend(by_name[name].needs)
+    return wanted
