@@ -204,7 +204,7 @@ def job_submit(context: typer.Context, address: Address = "", wait: Annotated[bo
     """Run `ugt ARGUMENTS` as a Ray job: ugt job submit -- demo --source sample."""
     from ray_app import jobs
 
-    env = {name: value for name, value in os.environ.items() if name.startswith("UGT_")}
+    env = {name: value for name, value in os.environ.items() if name.startswith("UGT_")} | {"UGT_HOME": str(settings_of(None).home)}
     job_id = jobs.submit(address, [a for a in context.args if a != "--"], env)
     console.print(f" submitted {job_id}", highlight=False)
     if wait and not jobs.follow(address, job_id):

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 
@@ -34,7 +35,7 @@ def connected(config: RayConfig) -> Iterator[str]:
         yield _dashboard_url()
         return
     address = config.address or os.environ.get("RAY_ADDRESS", "")
-    quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address:
         try:
             ray.init(address=address, **quiet)

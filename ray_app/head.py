@@ -8,10 +8,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from ray_app.cluster import WORKERS_KEPT_WARM, local_cpus
@@ -19,22 +19,21 @@ from ugt.artifacts import write_text
 from ugt.schema import UGTError
 from ugt.settings import Settings
 
-PORT = 6379 + 1000  # not Redis' own
+PORT = 7379  # not Redis' own 6379
+START_SECONDS = 60
 
 
 def _record(settings: Settings) -> Path:
     return settings.home.absolute() / "state" / "cluster.json"
 
 
-def _processes(gcs: str) -> list[psutil.Process]:
-    """Ray processes of this head: each names the head's address on its command line. `ray stop` would end every cluster of the machine."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        port = gcs.rsplit(":", 1)[1]
-        if f"--gcs-address={gcs}" in line or f"--gcs_address={gcs}" in line or ("gcs_server" in line and f"--gcs_server_port={port}" in line):
-            found.append(process)
-    return found
+def _keeper(pid: int) -> psutil.Process | None:
+    """The `ray start --block` process that holds this head together, if it still lives (a pid may have been given to another program)."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if "--head" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
 
 
 def up(settings: Settings) -> dict[str, Any]:
@@ -42,47 +41,60 @@ def up(settings: Settings) -> dict[str, Any]:
     status = state(settings)
     if status["up"]:
         return status
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--node-ip-address=127.0.0.1", f"--port={PORT}"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={PORT}"]
     command += [f"--dashboard-host={settings.ray.dashboard_host}", f"--dashboard-port={settings.ray.dashboard_port}", "--disable-usage-stats"]
     command += [f"--num-cpus={local_cpus(settings.ray)}", f"--object-store-memory={settings.ray.object_store_mb << 20}"]
-    env = os.environ | {"RAY_num_workers_soft_limit": str(WORKERS_KEPT_WARM)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
-    if done.returncode:
-        raise UGTError(f"the Ray head did not start: {(done.stderr or done.stdout).strip()[-600:]}")
-    _record(settings).parent.mkdir(parents=True, exist_ok=True)
+    # a job's entrypoint is `python -m ray_app ...`: the head's python must be this one
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    env = os.environ | {"PATH": path, "RAY_num_workers_soft_limit": str(WORKERS_KEPT_WARM)}
+    record = _record(settings)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    log = record.with_suffix(".log")
     dashboard = f"http://{settings.ray.dashboard_host}:{settings.ray.dashboard_port}"
-    write_text(_record(settings), json.dumps({"address": f"127.0.0.1:{PORT}", "dashboard": dashboard}))
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+    deadline = time.monotonic() + START_SECONDS
+    while not _answers(dashboard):
+        if process.poll() is not None or time.monotonic() > deadline:
+            _end(process.pid)
+            raise UGTError(f"the Ray head did not start; the end of {log}: {log.read_text().strip()[-600:]}")
+        time.sleep(0.3)
+    write_text(record, json.dumps({"address": f"127.0.0.1:{PORT}", "dashboard": dashboard, "pid": process.pid}))
     return state(settings)
 
 
 def state(settings: Settings) -> dict[str, Any]:
-    """`{"up", "address", "dashboard", "processes"}` of the head that `up` started."""
+    """`{"up", "address", "dashboard", "pid"}` of the head that `up` started."""
     try:
         record = json.loads(_record(settings).read_text())
     except (FileNotFoundError, ValueError):
-        return {"up": False, "address": "", "dashboard": "", "processes": 0}
-    processes = _processes(record["address"])
-    return {"up": bool(processes), **record, "processes": len(processes)}
+        return {"up": False, "address": "", "dashboard": "", "pid": 0}
+    return {"up": _keeper(record["pid"]) is not None, **record}
 
 
 def down(settings: Settings) -> int:
-    """End the head's processes, and only those; returns how many there were."""
+    """End the head's processes, and only those (`ray stop` would end every cluster of the machine); returns how many there were."""
     record = state(settings)
-    if not record["up"]:
-        return 0
-    processes = _processes(record["address"])
-    children = [child for p in processes for child in p.children(recursive=True)]
-    everything = {p.pid: p for p in [*processes, *children]}
-    for process in everything.values():
-        _quietly(process.terminate)
-    _, alive = psutil.wait_procs(list(everything.values()), timeout=10)
-    for process in alive:
-        _quietly(process.kill)
+    ended = _end(record["pid"]) if record["up"] else 0
     _record(settings).unlink(missing_ok=True)
-    time.sleep(0.2)
-    return len(everything)
+    return ended
 
 
-def _quietly(action: Callable[[], None]) -> None:
-    with contextlib.suppress(psutil.Error):
-        action()
+def _end(pid: int) -> int:
+    process = _keeper(pid)
+    if process is None:
+        return 0
+    family = [process, *process.children(recursive=True)]
+    process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=15)
+    for one in alive:
+        with contextlib.suppress(psutil.Error):
+            one.kill()
+    return len(family)
+
+
+def _answers(dashboard: str) -> bool:
+    try:
+        return httpx.get(f"{dashboard}/api/version", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ def client(address: str) -> Any:
     """Ray's job client at the dashboard's address, by default http://127.0.0.1:8265. Raises UGTError if nothing answers there."""
     from ray.job_submission import JobSubmissionClient
 
+    for name in ("ray.dashboard", "ray._private.runtime_env", "ray.job_submission"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # a line per ignored file otherwise
     try:
         return JobSubmissionClient(address or "http://127.0.0.1:8265")
     except (ConnectionError, RuntimeError) as error:

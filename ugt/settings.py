@@ -132,7 +132,15 @@ def load_settings(path: Path | None = None, flags: dict[str, Any] | None = None)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(x) for x in e['loc'])}: {e['msg']}" for e in error.errors())
         raise UGTError(f"settings are not valid ({path or 'no file'}, UGT_* environment, flags): {problems}") from error
-    return _seeded(settings)
+    return _seeded(_settled(settings))
+
+
+def _settled(settings: Settings) -> Settings:
+    """An absolute home. A Ray job runs in a temporary copy of the working tree, so there a relative home means `~/.ugt`."""
+    base = Path.cwd()
+    if "working_dir_files" in base.parts:
+        base = Path.home()
+    return settings.model_copy(update={"home": base / settings.home})
 
 
 def _seeded(settings: Settings) -> Settings:
