@@ -1,0 +1,138 @@
+"""Records in SQL (SQLAlchemy): items, users, and the model versions that were materialised. SQLite file or PostgreSQL, by URL."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import sqlalchemy as sa
+
+from ugt.schema import Item, ItemType, Record, User, UGTError
+
+METADATA = sa.MetaData()
+ITEMS = sa.Table(
+    "items",
+    METADATA,
+    sa.Column("item_id", sa.String(128), primary_key=True),
+    sa.Column("item_type", sa.String(16), nullable=False),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("year", sa.Integer),
+    sa.Column("runtime_minutes", sa.Integer),
+    sa.Column("genres", sa.Text, nullable=False),  # JSON list
+    sa.Column("countries", sa.Text, nullable=False),  # JSON list
+    sa.Column("rating", sa.Float),
+    sa.Column("votes", sa.BigInteger),
+    sa.Column("description", sa.Text),
+    sa.Column("imdb_id", sa.String(16)),
+)
+USERS = sa.Table(
+    "users",
+    METADATA,
+    sa.Column("user_id", sa.String(128), primary_key=True),
+    sa.Column("gender", sa.String(16)),
+    sa.Column("age", sa.Integer),
+    sa.Column("occupation", sa.String(64)),
+)
+VERSIONS = sa.Table(
+    "versions",
+    METADATA,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("version", sa.String(64), primary_key=True),
+    sa.Column("materialized_at", sa.BigInteger, nullable=False),
+    sa.Column("data_key", sa.String(64), nullable=False),
+    sa.Column("figures", sa.Text, nullable=False),  # JSON
+)
+
+
+class VersionRecord(Record):
+    """A model version whose items, users, features and vectors are in the stores."""
+
+    name: str
+    version: str
+    materialized_at: int
+    data_key: str
+    figures: dict[str, Any]
+
+
+class Records:
+    """One engine and its tables. `url` is any SQLAlchemy URL; tables are made when missing."""
+
+    def __init__(self, url: str):
+        self.url = url
+        try:
+            self.engine = sa.create_engine(url, pool_pre_ping=True)
+        except sa.exc.ArgumentError as error:
+            raise UGTError(f"stores.sql_url is not a database address: {url!r}. Example: postgresql+psycopg://user:secret@host/ugt") from error
+        if self.engine.dialect.name == "sqlite":
+            sa.event.listen(self.engine, "connect", _sqlite_pragmas)
+        try:
+            METADATA.create_all(self.engine)
+        except sa.exc.OperationalError as error:
+            raise UGTError(f"the SQL database at {self.engine.url.render_as_string(hide_password=True)} does not open: {error.orig}. Start it or correct stores.sql_url.") from error
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def ping(self) -> None:
+        """Raises sqlalchemy.exc.SQLAlchemyError if the database does not answer."""
+        with self.engine.connect() as c:
+            c.execute(sa.select(1))
+
+    def replace_catalogue(self, items: Iterable[Item], users: Iterable[User]) -> None:
+        """Items and users become exactly these, in one transaction: readers see the old tables or the new ones."""
+        with self.engine.begin() as c:
+            c.execute(ITEMS.delete())
+            c.execute(USERS.delete())
+            for rows in _batches(_item_row(i) for i in items):
+                c.execute(ITEMS.insert(), rows)
+            for rows in _batches(u.model_dump() for u in users):
+                c.execute(USERS.insert(), rows)
+
+    def items(self) -> Iterator[Item]:
+        """All items in order of item_id."""
+        with self.engine.connect() as c:
+            for row in c.execution_options(yield_per=2000).execute(sa.select(ITEMS).order_by(ITEMS.c.item_id)).mappings():
+                yield Item(**{**row, "genres": json.loads(row["genres"]), "countries": json.loads(row["countries"])})
+
+    def catalogue(self) -> dict[str, tuple[ItemType, frozenset[str]]]:
+        """item_id -> (item type, genres): what a filter can ask for."""
+        return {i.item_id: (i.item_type, frozenset(i.genres)) for i in self.items()}
+
+    def user_ids(self) -> list[str]:
+        with self.engine.connect() as c:
+            return list(c.scalars(sa.select(USERS.c.user_id).order_by(USERS.c.user_id)))
+
+    def put_version(self, name: str, version: str, data_key: str, figures: dict[str, Any]) -> None:
+        """Say that a version's data is in the stores, replacing what was said of it before."""
+        row = {"name": name, "version": version, "materialized_at": int(time.time()), "data_key": data_key, "figures": json.dumps(figures)}
+        with self.engine.begin() as c:
+            c.execute(VERSIONS.delete().where(VERSIONS.c.name == name, VERSIONS.c.version == version))
+            c.execute(VERSIONS.insert(), row)
+
+    def version(self, name: str, version: str) -> VersionRecord | None:
+        with self.engine.connect() as c:
+            row = c.execute(sa.select(VERSIONS).where(VERSIONS.c.name == name, VERSIONS.c.version == version)).mappings().first()
+        return None if row is None else VersionRecord(**{**row, "figures": json.loads(row["figures"])})
+
+
+def _item_row(item: Item) -> dict[str, Any]:
+    return item.model_dump() | {"genres": json.dumps(item.genres), "countries": json.dumps(item.countries)}
+
+
+def _batches(rows: Iterable[dict[str, Any]], size: int = 2000) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _sqlite_pragmas(connection: Any, _: Any) -> None:
+    # readers do not wait for a writer, and a writer waits for another instead of failing
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000"):
+        connection.execute(f"PRAGMA {pragma}").close()
