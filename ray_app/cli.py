@@ -157,10 +157,10 @@ def evaluate(
 @models_app.command("list")
 def models_list(config: ConfigPath = None, json_path: JsonPath = None) -> None:
     """Versions in the registry; the one in production is marked."""
-    from ray_app.demo import registry_of
+    from ugt.registry import Registry
 
     settings = settings_of(config)
-    registry = registry_of(settings)
+    registry = Registry(settings.registry_location)
     name = settings.serve.model_name
     production = registry.production(name)
     versions = registry.versions(name)
@@ -174,29 +174,29 @@ def models_list(config: ConfigPath = None, json_path: JsonPath = None) -> None:
 @models_app.command("show")
 def models_show(version: str, config: ConfigPath = None) -> None:
     """The card of a version: what it was made from and what was measured."""
-    from ray_app.demo import registry_of
+    from ugt.registry import Registry
 
     settings = settings_of(config)
-    console.print_json(json.dumps(registry_of(settings).card(settings.serve.model_name, version), default=str))
+    console.print_json(json.dumps(Registry(settings.registry_location).card(settings.serve.model_name, version), default=str))
 
 
 @models_app.command("promote")
 def models_promote(version: str, config: ConfigPath = None) -> None:
     """Make a version the one in production."""
-    from ray_app.demo import registry_of
+    from ugt.registry import Registry
 
     settings = settings_of(config)
-    registry_of(settings).promote(settings.serve.model_name, version)
+    Registry(settings.registry_location).promote(settings.serve.model_name, version)
     console.print(f" {version} is in production", highlight=False)
 
 
 @models_app.command("rollback")
 def models_rollback(config: ConfigPath = None) -> None:
     """Make the version that was in production before the present one again."""
-    from ray_app.demo import registry_of
+    from ugt.registry import Registry
 
     settings = settings_of(config)
-    console.print(f" {registry_of(settings).rollback(settings.serve.model_name)} is in production", highlight=False)
+    console.print(f" {Registry(settings.registry_location).rollback(settings.serve.model_name)} is in production", highlight=False)
 
 
 @job_app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -13,26 +13,22 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 from ugt.client import Client
-from ugt.registry import Registry
 
 from ray_app import pipeline
 from ray_app.bench import serve as bench
 from ray_app.cluster import connected
 from ray_app.report import PeakMemory, Progress, metrics_table
 from ugt.artifacts import Artifact, read_table
+from ugt.registry import Registry
 from ugt.settings import Settings
 
 REQUESTS = 500
 
 
-def registry_of(settings: Settings) -> Registry:
-    return Registry(settings.registry_uri or str(settings.home.absolute() / "registry"))
-
-
 def publish(settings: Settings, artifacts: dict[str, Artifact], progress: Progress) -> str:
     """Put the exported model into the registry (once: equal content keeps its version) and make it the production version."""
     start = time.monotonic()
-    registry = registry_of(settings)
+    registry = Registry(settings.registry_location)
     export = artifacts["export"]
     before = set(registry.versions(settings.serve.model_name))
     card = {"inputs": {name: a.key for name, a in artifacts.items()}, "figures": dict(export.manifest.figures)}

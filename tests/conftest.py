@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,26 @@ class TinyRun:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """`ugt demo --config configs/tiny.yaml` run once as a user runs it: everything real, 300 titles, 200 users."""
     home = tmp_path_factory.mktemp("tiny") / "home"
-    return run_demo(home)
+    return _run_demo(home)
 
 
-def run_demo(home: Path, *arguments: str, config: Path = ROOT / "configs" / "tiny.yaml", port: int = 8100) -> TinyRun:
+@pytest.fixture(scope="session")
+def run_demo() -> Callable[..., TinyRun]:
+    """Run the demo again on a home of the test's own."""
+    return _run_demo
+
+
+def _run_demo(home: Path, *arguments: str, config: Path = ROOT / "configs" / "tiny.yaml", port: int = 8100) -> TinyRun:
     out = home.parent / f"{home.name}.json"
     env = os.environ | {"UGT_HOME": str(home), "UGT_SERVE__PORT": str(port), "UGT_RAY__DASHBOARD_PORT": "8465"}
     command = [sys.executable, "-m", "ray_app", "demo", "--config", str(config), "--json", str(out), *arguments]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, f"ugt demo failed:\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
-    folders = {step.name: max(step.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime).parent for step in (home / "artifacts").iterdir() if any(step.glob("*/manifest.json"))}
+    folders = {}
+    for step in (home / "artifacts").iterdir():
+        manifests = sorted(step.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime)
+        if manifests:
+            folders[step.name] = manifests[-1].parent
     return TinyRun(home=home, report=json.loads(out.read_text()), artifacts=folders, output=done.stdout)
 
 

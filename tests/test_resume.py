@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import ROOT, run_demo
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_a_second_run_skips_every_step_and_reports_the_same_figures(tiny_run) -> None:
+def test_a_second_run_skips_every_step_and_reports_the_same_figures(tiny_run, run_demo) -> None:
     again = run_demo(tiny_run.home, port=8101)
     skipped = {name: step["skipped"] for name, step in again.report["steps"].items() if name not in {"serve", "requests"}}
     assert all(skipped.values()), skipped
@@ -21,7 +21,7 @@ def test_a_second_run_skips_every_step_and_reports_the_same_figures(tiny_run) ->
     assert again.report["model_version"] == tiny_run.report["model_version"]
 
 
-def test_a_killed_training_ends_on_the_same_metrics(tiny_run, tmp_path: Path) -> None:
+def test_a_killed_training_ends_on_the_same_metrics(tiny_run, run_demo, tmp_path: Path) -> None:
     """SIGKILL in stage 1, then a second run: the final metrics are those of the run that was never killed."""
     home = tmp_path / "home"
     for step in ("source", "etl", "histories", "features", "text", "fusion", "word2vec", "semantic_ids"):

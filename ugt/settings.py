@@ -96,6 +96,10 @@ class Settings(BaseSettings):
     serve: ServeConfig = ServeConfig()
     ray: RayConfig = RayConfig()
 
+    @property
+    def registry_location(self) -> str:
+        return self.registry_uri or str(self.home.absolute() / "registry")
+
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, **_: Any
