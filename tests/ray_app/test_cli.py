@@ -89,11 +89,7 @@ def test_a_damaged_artifact_is_made_again(tmp_path: Path) -> None:
 
 
 def test_the_plain_error_is_found_below_rays_wrappers() -> None:
-    try:
-        try:
-            raise UGTError("the reason")
-        except UGTError as inner:
-            raise RuntimeError("wrapped") from inner
-    except RuntimeError as outer:
-        assert plain(outer) == "the reason"
+    wrapped = RuntimeError("wrapped")
+    wrapped.__cause__ = UGTError("the reason")
+    assert plain(wrapped) == "the reason"
     assert plain(KeyError("ours")) is None

@@ -70,20 +70,8 @@ def _wait(ready, seconds: float = 90) -> None:
 def _submit(address: str, *entrypoint: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`ray job submit` exactly as the README has it."""
     runtime_env = json.dumps({"env_vars": env or {}})
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "job",
-        "submit",
-        "--address",
-        address,
-        "--working-dir",
-        ".",
-        "--runtime-env-json",
-        runtime_env,
-        "--",
-    ]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", address, "--working-dir", "."]
+    command += ["--runtime-env-json", runtime_env, "--"]
     return subprocess.run([*command, *entrypoint], cwd=ROOT, capture_output=True, text=True, timeout=400)
 
 
