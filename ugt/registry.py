@@ -18,6 +18,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -41,14 +42,13 @@ class FileEntry(Record):
 
 
 class VersionManifest(Record):
-    """What a version says of itself. `lineage` maps each step to the key of the artifact it came from."""
+    """What a version says of itself. The card's `inputs` are its lineage: the artifact key of every step it came from."""
 
     name: str
     version: str
     content: str
     created: float
     card: dict[str, Any]
-    lineage: dict[str, str]
     files: dict[str, FileEntry]
 
 
@@ -112,10 +112,23 @@ class Registry:
                 f"{path} is damaged: it is not a version manifest. Promote another version of {name}, remove this one and publish it again."
             ) from error
 
-    def publish(self, name: str, folder: Path, card: Mapping[str, Any] | None = None, lineage: Mapping[str, str] | None = None) -> str:
+    def card(self, name: str, version: str = PRODUCTION) -> dict[str, Any]:
+        """A version as a person reads it: what was published with it, when, and whether it is in production."""
+        manifest = self.manifest(name, version)
+        sizes = {file: entry.size for file, entry in manifest.files.items()}
+        return {
+            "name": name,
+            "version": manifest.version,
+            "production": manifest.version == self.production(name),
+            "created": datetime.fromtimestamp(manifest.created, UTC).isoformat(timespec="seconds"),
+            **manifest.card,
+            "files": sizes,
+        }
+
+    def publish(self, name: str, folder: Path, card: Mapping[str, Any] | None = None) -> str:
         """The version that holds exactly the files of `folder`, written now unless it is there already.
 
-        Sub-folders included. The card and the lineage of a version that is there already stay what they were.
+        Sub-folders included. The card of a version that is there already stays what it was.
         Raises UGTError for an empty folder, a bad name, or a full disk; nothing that can be loaded is left behind then.
         """
         if not _NAME.fullmatch(name):
@@ -135,9 +148,7 @@ class Registry:
         version = f"v{number:04d}-{content[:8]}"
         if numbered and numbered[-1].endswith(content[:8]) and not self._exists(self._path(name, numbered[-1], _MANIFEST)):
             version = numbered[-1]  # a killed publish of this content: finish it
-        manifest = VersionManifest(
-            name=name, version=version, content=content, created=time.time(), card=dict(card or {}), lineage=dict(lineage or {}), files=files
-        )
+        manifest = VersionManifest(name=name, version=version, content=content, created=time.time(), card=dict(card or {}), files=files)
         try:
             for file in files:
                 self._write_from(folder / file, self._path(name, version, file))
@@ -202,9 +213,8 @@ class Registry:
         """Put the version that was in production before the current one back. Returns it. Raises UGTError if there was none."""
         stack = self._stack(name)
         if len(stack) < 2:
-            raise UGTError(
-                f"{name} has no earlier production version to go back to in {self.uri}. Promote one by name: {', '.join(self.versions(name)) or 'none published'}."
-            )
+            known = ", ".join(self.versions(name)) or "none published"
+            raise UGTError(f"{name} has no earlier production version to go back to in {self.uri}. Promote one by name: {known}.")
         self.manifest(name, stack[-2])
         self._record(name, Promotion(action="rollback", version=stack[-2], time=time.time()))
         return stack[-2]

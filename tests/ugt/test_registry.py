@@ -32,14 +32,14 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
 
 def test_a_published_version_comes_back_as_it_was(registry: Registry, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "out", "one")
-    version = registry.publish("ugt", folder, {"recall@10": 0.2}, {"etl": "7f3a"})
+    version = registry.publish("ugt", folder, {"recall@10": 0.2, "inputs": {"etl": "7f3a"}})
     assert version.startswith("v0001-")
     path = registry.resolve("ugt", version)
     assert (path / "graphs" / "decode.onnx").read_text() == "oneoneone"
     assert (path / "tables.npz").read_text() == "one"
-    manifest = registry.manifest("ugt", version)
-    assert manifest.card == {"recall@10": 0.2}
-    assert manifest.lineage == {"etl": "7f3a"}
+    card = registry.card("ugt", version)
+    assert (card["recall@10"], card["inputs"], card["production"]) == (0.2, {"etl": "7f3a"}, False)
+    assert card["files"] == {"graphs/decode.onnx": 9, "tables.npz": 3}
     assert registry.names() == ["ugt"]
 
 
