@@ -2,36 +2,80 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import Field, model_validator
+
 from ugt.schema import Config, DecodingStrategy
 
 
 class ModelConfig(Config):
-    width: int = 64
-    encoder_layers: int = 2
-    decoder_layers: int = 1
-    heads: int = 2
-    max_length: int = 50  # events of history the encoder reads
-    experts: int = 4
-    experts_per_token: int = 2
+    """Sizes of the UGT. The defaults are the CPU size: about a million parameters plus one row of `width` per item."""
+
+    width: int = Field(64, ge=8)
+    encoder_layers: int = Field(2, ge=1)
+    decoder_layers: int = Field(1, ge=1)
+    heads: int = Field(2, ge=1)
+    max_length: int = Field(50, ge=1)  # events of history the encoder reads; longer ones train in windows
+    feed_forward: int = Field(2, ge=1)  # hidden width of a feed-forward block, in multiples of `width`
+    experts: int = Field(4, ge=1)  # within noise below 10M parameters (early experiment), kept for the larger sizes
+    experts_per_token: int = Field(2, ge=1)
+    expert_width: int = Field(1, ge=1)  # hidden width of one expert, in multiples of `width`
+    shared_expert: bool = False  # one more expert that every token passes through
+    capacity_factor: float = Field(1.5, gt=0)  # training only: an expert takes at most this multiple of its fair share
+    router_jitter: float = Field(0.01, ge=0, lt=1)
+    encoder_dropout: float = Field(0.25, ge=0, lt=1)  # .25-.3 encoder, .1-.15 decoder won the early experiment
+    decoder_dropout: float = Field(0.1, ge=0, lt=1)
+    temperature: float = Field(1.0, gt=0)  # of the dense head
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> ModelConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.experts_per_token > self.experts:
+            raise ValueError(f"experts_per_token {self.experts_per_token} is more than experts {self.experts}")
+        return self
 
 
 class StageConfig(Config):
-    epochs: int = 10
-    learning_rate: float = 1e-3
-    contrastive_weight: float = 0.0
-    dpo_weight: float = 0.0
+    """One stage of training: how long, how fast, and the weight of each term of its loss (0 leaves a term out)."""
+
+    epochs: int = Field(10, ge=0)
+    learning_rate: float = Field(2e-3, gt=0)
+    warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
+    ntp_weight: float = Field(1.0, ge=0)
+    dense_weight: float = Field(1.0, ge=0)
+    balance_weight: float = Field(0.01, ge=0)
+    contrastive_weight: float = Field(0.0, ge=0)
+    dpo_weight: float = Field(0.0, ge=0)
 
 
 class TrainingConfig(Config):
-    batch_size: int = 128
-    workers: int = 1  # Ray Train workers (DDP when more than one)
-    threads: int = 2
+    """What the three stages share."""
+
+    batch_size: int = Field(64, ge=1)  # windows of history per step, over all workers
+    workers: int = Field(1, ge=1)  # Ray Train workers (DDP when more than one)
+    threads: int = Field(2, ge=1)  # torch threads of a worker
     seed: int = 0
+    weight_decay: float = Field(0.01, ge=0)
+    gradient_clip: float = Field(1.0, gt=0)
+    window_overlap: float = Field(0.5, ge=0, lt=1)  # of consecutive windows of a long history; each target counts once per epoch
+    level_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of the three codes in the NTP loss
+    dense_negatives: int = Field(512, ge=0)  # shared by the batch; 0: softmax over the whole catalogue
+    contrastive_temperature: float = Field(0.5, gt=0)
+    contrastive_positions: int = Field(256, ge=1)  # positions of a batch that enter InfoNCE
+    hard_negatives: int = Field(4, ge=0)  # per position: as many of the same L1, as many of the same (L1, L2)
+    dpo_beta: float = Field(0.1, gt=0)
+    dpo_beam: int = Field(10, ge=2)  # on-policy candidates a rejected item is taken from
+    validation_users: int = Field(600, ge=1)
+    validation_beam: int = Field(20, ge=1)
+    validate_every: int = Field(2, ge=1)  # epochs; the last one is always validated
     stage1: StageConfig = StageConfig()
-    stage2: StageConfig = StageConfig(epochs=2, learning_rate=3e-4, contrastive_weight=0.1)
-    stage3: StageConfig = StageConfig(epochs=1, learning_rate=1e-4, dpo_weight=0.05)
+    stage2: StageConfig = StageConfig(epochs=2, learning_rate=5e-4, contrastive_weight=0.1)
+    stage3: StageConfig = StageConfig(epochs=1, learning_rate=2e-4, dpo_weight=0.05)
 
 
 class DecodingConfig(Config):
     strategy: DecodingStrategy = "beam"
-    beam_width: int = 50
+    beam_width: int = Field(50, ge=1)
+    fusion: Literal["log_probability", "reciprocal_rank"] = "log_probability"

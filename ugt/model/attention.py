@@ -1,0 +1,56 @@
+"""Multi-head attention in three uses: causal over a history, causal over three codes, and across to the history.
+
+Shapes: B batch, S queries, T keys, D width, H heads. Leading dimensions may be several.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class KeysValues(NamedTuple):
+    """Projected keys and values, [..., T, D] each: what a cache holds."""
+
+    k: Tensor
+    v: Tensor
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention. Keys and values are projected apart from the queries, so that they can be kept."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def keys_values(self, x_TD: Tensor) -> KeysValues:
+        return KeysValues(*self.key_value(x_TD).chunk(2, dim=-1))
+
+    def forward(self, x_SD: Tensor, memory: KeysValues, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Attend from x [..., S, D] to memory [..., T, D]. `mask` is True where a query may look and broadcasts to [..., H, S, T]."""
+        q, k, v = (self._split(y) for y in (self.query(x_SD), memory.k, memory.v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=self.dropout if self.training else 0.0)
+        return self.out(y.transpose(-3, -2).flatten(-2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int, dropout: float):
+        super().__init__()
+        self.up, self.down, self.dropout = nn.Linear(width, hidden), nn.Linear(hidden, width), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.dropout(F.gelu(self.up(x))))
+
+
+def causal_mask(size: int, device: torch.device | None = None) -> Tensor:
+    """[size, size], True where a query (row) may look at a key (column)."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril()

@@ -1,0 +1,122 @@
+"""From codes to vectors: the item table, and the tokens a history is made of.
+
+Choices: one item table serves the input, the dense head and the last level of the decoder, so that what one learns the others know. A row is the sum
+of the item's three code embeddings, a free embedding and its projected content vector. Beside the last level nothing is scored per item: a prefix
+(L1) or (L1, L2) is represented by the mean of the items under it.
+
+Shapes: B batch, L events, T = 1 + L positions (the user token first), D width, N items, I = N + 1 rows (row 0 = no item), V width of a content
+vector, K1 first codes, G = K1 * K2 groups.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ugt.model.config import ModelConfig
+from ugt.model.inputs import ACTION_CODES, CONTEXT_CODES, GAP_CODES, VALUE_CODES
+from ugt.semantic_ids import SemanticIds
+
+
+class CatalogueTables(NamedTuple):
+    """All the decoder knows of the catalogue. Data, not weights: in the exported graph each of these is an input, so that items can be added."""
+
+    item_ID: Tensor  # row 0 is zero: no item
+    first_KD: Tensor  # mean item of each L1
+    group_GD: Tensor  # mean item of each (L1, L2)
+    group_start_G: Tensor
+    group_count_G: Tensor
+    slot_item_S: Tensor
+    item_slot_N: Tensor
+    item_group_N: Tensor
+
+
+class ItemTable(nn.Module):
+    """The embedding of every item, and the means that stand for prefixes."""
+
+    def __init__(self, config: ModelConfig, semantic_ids: SemanticIds, vector_NV: np.ndarray):
+        super().__init__()
+        trie, d = semantic_ids.trie, config.width
+        self.k1, self.k2, self.k3 = trie.k1, trie.k2, trie.k3
+        std = 0.5 / math.sqrt(d)  # a row, the sum of five parts, has a norm near 1
+        # code 0 is a real code here; items without one (row 0) are left out before the look-up (fault 18)
+        self.codes = nn.ModuleList(nn.Embedding(k, d) for k in (trie.k1, trie.k2, trie.k3))
+        self.free = nn.Embedding(len(semantic_ids), d)
+        self.project = nn.Linear(vector_NV.shape[1], d, bias=False)
+        for table in (*self.codes, self.free):
+            nn.init.normal_(table.weight, std=std)
+        nn.init.normal_(self.project.weight, std=std / math.sqrt(vector_NV.shape[1]))
+        codes_N3 = torch.from_numpy(semantic_ids.codes_N3.astype(np.int64))
+        fixed = {
+            "codes_N3": codes_N3,
+            "group_N": codes_N3[:, 0] * trie.k2 + codes_N3[:, 1],
+            "vector_NV": torch.from_numpy(np.ascontiguousarray(vector_NV, np.float32)),
+            "group_start_G": torch.from_numpy(trie.group_start_G),
+            "group_count_G": torch.from_numpy(trie.group_count_G),
+            "slot_item_S": torch.from_numpy(trie.slot_item_S),
+            "item_slot_N": torch.from_numpy(trie.item_slot_N),
+        }
+        for name, value in fixed.items():
+            self.register_buffer(name, value.clone(), persistent=False)  # they belong to the semantic IDs, not to the checkpoint
+        self.largest_group = int(trie.group_count_G.max())
+
+    def forward(self) -> CatalogueTables:
+        """O(N (V + 4) D): cheap beside one step's attention up to some 100,000 items."""
+        item_ND = self.free.weight + self.project(self.vector_NV)
+        for level, table in enumerate(self.codes):
+            item_ND = item_ND + table(self.codes_N3[:, level])
+        group_sum_GD = torch.zeros(self.k1 * self.k2, item_ND.shape[1], dtype=item_ND.dtype, device=item_ND.device).index_add(0, self.group_N, item_ND)
+        count_G = self.group_count_G.to(item_ND.dtype)[:, None]
+        first_sum_KD, first_count_K = group_sum_GD.unflatten(0, (self.k1, self.k2)).sum(1), count_G.view(self.k1, self.k2, 1).sum(1)
+        return CatalogueTables(
+            torch.cat([torch.zeros_like(item_ND[:1]), item_ND]),
+            first_sum_KD / first_count_K.clamp(min=1),
+            group_sum_GD / count_G.clamp(min=1),
+            self.group_start_G,
+            self.group_count_G,
+            self.slot_item_S,
+            self.item_slot_N,
+            self.group_N,
+        )
+
+
+class HistoryEmbedding(nn.Module):
+    """Typed tokens: USER first, then one ITEM position per event that carries its item, action, value, time gap and place."""
+
+    def __init__(self, config: ModelConfig, user_sizes: tuple[int, ...]):
+        super().__init__()
+        d = config.width
+        self.scale = math.sqrt(d)
+        self.action = nn.Embedding(ACTION_CODES, d)
+        self.value = nn.Embedding(VALUE_CODES, d)
+        self.gap = nn.Embedding(GAP_CODES, d)
+        self.position = nn.Embedding(config.max_length, d)
+        self.user = nn.ModuleList(nn.Embedding(n, d) for n in user_sizes)
+        self.token_type = nn.Embedding(2, d)
+        self.dropout = nn.Dropout(config.encoder_dropout)
+        for table in self.modules():
+            if isinstance(table, nn.Embedding):
+                nn.init.normal_(table.weight, std=0.1)
+
+    def forward(self, item_BL: Tensor, action_BL: Tensor, value_BL: Tensor, gap_BL: Tensor, user_BU: Tensor, item_ID: Tensor) -> Tensor:
+        """Tokens of each history, [B, 1 + L, D]."""
+        event_BLD = item_ID[item_BL] * self.scale + self.action(action_BL) + self.value(value_BL) + self.gap(gap_BL)
+        event_BLD = event_BLD + self.position.weight[: item_BL.shape[1]] + self.token_type.weight[1]
+        user_BD = self.token_type.weight[0] + sum(table(user_BU[:, i]) for i, table in enumerate(self.user))
+        return self.dropout(torch.cat([user_BD[:, None], event_BLD], dim=1))
+
+
+class ContextEmbedding(nn.Module):
+    """CONTEXT: when the request is made. It enters at the decoder's start, so every position trains with the context of its own target."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.moment = nn.Embedding(CONTEXT_CODES, width)
+        nn.init.normal_(self.moment.weight, std=0.1)
+
+    def forward(self, context: Tensor) -> Tensor:
+        return self.moment(context)

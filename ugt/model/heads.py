@@ -1,0 +1,63 @@
+"""What the states mean: logits of the three codes, and the user vector of the dense head.
+
+Choices: a code is scored against the vector of the node it leads to (mean item of an L1, mean item of a group, the item itself), so all levels share the
+item table; L3 in particular, which counts items inside a group, means nothing by itself across groups. Nodes carry a bias that starts at
+the log frequency of training, because popularity is the first thing a short training would otherwise have to learn.
+
+Shapes: ... any leading dimensions, D width, K1/K2 codes, C slots of a group, G groups, M positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LevelHeads(nn.Module):
+    def __init__(self, width: int, k1: int, k2: int):
+        super().__init__()
+        self.k1, self.k2 = k1, k2
+        self.query = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.first_bias_K = nn.Parameter(torch.zeros(k1))
+        self.group_bias_G = nn.Parameter(torch.zeros(k1 * k2))
+
+    @torch.no_grad()
+    def start_from_counts(self, count_G: Tensor) -> None:
+        """Biases at the log frequency of each node in training; `count_G` events per group. One event is added everywhere."""
+        count_KK = count_G.view(self.k1, self.k2).to(self.first_bias_K.dtype) + 1
+        first_K = count_KK.sum(1)
+        self.first_bias_K.copy_((first_K / first_K.sum()).log())
+        self.group_bias_G.copy_((count_KK / first_K[:, None]).log().flatten())
+
+    def first(self, h_D: Tensor, first_KD: Tensor) -> Tensor:
+        """Logits of L1, [..., K1]."""
+        return self.query[0](h_D) @ first_KD.t() + self.first_bias_K
+
+    def second(self, h_D: Tensor, l1: Tensor, group_GD: Tensor) -> Tensor:
+        """Logits of L2 under each path's own L1, [..., K2]. Gathers K2 rows per path: for few paths (beams)."""
+        node_K2D = group_GD.view(self.k1, self.k2, -1)[l1]
+        return (node_K2D @ self.query[1](h_D)[..., None]).squeeze(-1) + self.group_bias_G.view(self.k1, self.k2)[l1]
+
+    def second_sorted(self, h_MD: Tensor, l1_M: Tensor, group_GD: Tensor) -> Tensor:
+        """The same logits [M, K2] for many paths: sorted by L1, one product per L1, no gather of K2 rows per path."""
+        order_M = torch.argsort(l1_M, stable=True)
+        parts = self.query[1](h_MD)[order_M].split(torch.bincount(l1_M, minlength=self.k1).tolist())
+        node_KKD = group_GD.view(self.k1, self.k2, -1).unbind(0)
+        sorted_MK = torch.cat([q @ node.t() for q, node in zip(parts, node_KKD, strict=True)])
+        logits_MK = torch.empty_like(sorted_MK).index_copy(0, order_M, sorted_MK)
+        return logits_MK + self.group_bias_G.view(self.k1, self.k2)[l1_M]
+
+    def third(self, h_D: Tensor, item_CD: Tensor) -> Tensor:
+        """Logits of L3 over the items of a group, item_CD [..., C, D] to [..., C]."""
+        return (item_CD @ self.query[2](h_D)[..., None]).squeeze(-1)
+
+
+class DenseHead(nn.Module):
+    """The user vector. Its inner product with a row of the item table is the logit of that item."""
+
+    def __init__(self, width: int, temperature: float):
+        super().__init__()
+        self.out, self.temperature = nn.Linear(width, width), temperature
+
+    def forward(self, state_D: Tensor, context_D: Tensor) -> Tensor:
+        return self.out(state_D + context_D) / self.temperature

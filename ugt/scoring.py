@@ -1,0 +1,186 @@
+"""Checkpoints, and the ranking of many users at once by each head: what validation, evaluation and the export check call.
+
+Choices: model inputs come from `ugt.model.inputs.build_inputs`, candidates from the beam and the dense head, their fusion from `ugt.ranking`: exactly what
+is served. Users are taken in order of history length, so a batch holds little padding.
+
+Shapes: U users, W beams, N items, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from ugt.artifacts import USERS, read_table, write_text
+from ugt.decoding import Beams, beam_search, constraints
+from ugt.histories import Split
+from ugt.model.config import ModelConfig
+from ugt.model.inputs import USER_ATTRIBUTES, History, UserVocabulary, build_inputs
+from ugt.model.ugt import UGT
+from ugt.ranking import dense_candidates, fuse
+from ugt.schema import Head, UGTError
+from ugt.semantic_ids import SemanticIds
+
+WEIGHTS, CARD = "model.safetensors", "model.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How the heads are mixed; the weight was chosen on validation and is kept with the checkpoint."""
+
+    method: Literal["log_probability", "reciprocal_rank"] = "log_probability"
+    weight: float = 0.5  # share of the generative head
+
+
+def catalogue_hash(semantic_ids: SemanticIds) -> str:
+    """Digest of item ids and codes: a checkpoint belongs to one catalogue."""
+    digest = hashlib.sha256("\n".join(semantic_ids.item_ids).encode())
+    digest.update(np.ascontiguousarray(semantic_ids.codes_N3, np.int32).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def new_model(config: ModelConfig, semantic_ids_dir: Path, vocabulary: UserVocabulary) -> UGT:
+    """An untrained UGT over the catalogue of a semantic IDs folder."""
+    semantic_ids_dir = Path(semantic_ids_dir)
+    return UGT(config, SemanticIds.load(semantic_ids_dir), np.load(semantic_ids_dir / "item_vectors.npy"), vocabulary)
+
+
+def save_checkpoint(model: UGT, folder: Path, **card: Any) -> None:
+    """`model.safetensors` and `model.json` (sizes, config, vocabulary, catalogue hash, and what is given), each written aside and renamed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f"{WEIGHTS}.{os.getpid()}.tmp"
+    save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, aside)
+    os.replace(aside, folder / WEIGHTS)
+    about = {
+        "format": FORMAT,
+        "config": model.config.model_dump(mode="json"),
+        "vocabulary": model.vocabulary.to_json(),
+        "catalogue": catalogue_hash(model.semantic_ids),
+        "items": len(model.semantic_ids),
+        "codes": [model.items.k1, model.items.k2, model.items.k3],
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    write_text(folder / CARD, json.dumps(about | card, indent=1))
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """`model.json` of a checkpoint. Raises UGTError if it is not there or of another format."""
+    path = Path(folder) / CARD
+    try:
+        card = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UGTError(f"no checkpoint in {folder} ({CARD} is missing). Run `ugt train ugt` first.") from error
+    if card.get("format") != FORMAT:
+        raise UGTError(f"{path} has format {card.get('format')}, this version reads {FORMAT}. Train again with `ugt train ugt`.")
+    return card
+
+
+def load_checkpoint(folder: Path, semantic_ids_dir: Path) -> UGT:
+    """A trained UGT, ready to answer (eval mode). Raises UGTError if the checkpoint was trained on another catalogue."""
+    card = read_card(folder)
+    model = new_model(ModelConfig(**card["config"]), semantic_ids_dir, UserVocabulary.from_json(card["vocabulary"]))
+    if card["catalogue"] != catalogue_hash(model.semantic_ids):
+        raise UGTError(
+            f"the checkpoint in {folder} was trained on another catalogue ({card['items']:,} items, {card['catalogue']}) than the semantic IDs in "
+            f"{semantic_ids_dir} ({len(model.semantic_ids):,} items, {catalogue_hash(model.semantic_ids)}). Train again, or give the semantic IDs it was trained with."
+        )
+    model.load_state_dict(load_file(Path(folder) / WEIGHTS))
+    return model.eval()
+
+
+def load_fusion(folder: Path) -> Fusion:
+    """How a checkpoint's heads are mixed."""
+    return Fusion(**read_card(folder)["fusion"])
+
+
+def user_codes(users_dir: Path, user_ids: Sequence[str], vocabulary: UserVocabulary) -> NDArray[np.int64]:
+    """Codes of the attributes of users, [U, 3], in the order given; 0 for a user or value that is not known. `users_dir` holds the USERS table."""
+    known = {row["user_id"]: row for row in read_table(Path(users_dir), USERS).to_pylist()}
+    codes = [vocabulary.codes(known.get(user_id)) for user_id in user_ids]
+    return np.array(codes, dtype=np.int64).reshape(len(user_ids), len(USER_ATTRIBUTES))
+
+
+def tensors(inputs: Mapping[str, NDArray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in inputs.items()}
+
+
+@torch.inference_mode()
+def decode(model: UGT, histories: Sequence[History], now: Sequence[int], user_BU: NDArray, exclude: Sequence[NDArray], beam_width: int) -> Beams:
+    """Beams of B requests in PyTorch."""
+    inputs = tensors(build_inputs(histories, now, user_BU, model.config.max_length))
+    tables = model.tables()
+    state_BTD = model.encode(inputs, tables)
+    limits = constraints(model, list(exclude))
+    third_C = torch.arange(model.items.largest_group)
+    return beam_search(model, state_BTD, inputs["length_B"], inputs["context_B"], tables, limits, torch.arange(beam_width), third_C)
+
+
+def rank_users(
+    model: UGT,
+    split: Split,
+    users: NDArray[np.int64],
+    part: Literal["validation", "test"],
+    filtered: bool,
+    user_UA: NDArray[np.int64],
+    *,
+    top_k: int = 50,
+    beam_width: int = 50,
+    fusion: Fusion | None = None,
+    batch_size: int = 64,
+) -> dict[Head, NDArray[np.int64]]:
+    """Ranking of each user by each head: {"generative", "dense", "fused"} -> item indices [U, top_k], -1 where there are fewer.
+
+    `users` are rows of the split that are evaluated; `user_UA` are the codes of those users' attributes (`user_codes`), row for row. `filtered` removes
+    the user's seen items except the target before the top is taken. The request is made at the moment of the target event.
+    """
+    fusion = fusion or Fusion()
+    was_training = model.training
+    model.eval()
+    ranked: dict[Head, NDArray[np.int64]] = {head: np.full((len(users), top_k), -1, np.int64) for head in ("fused", "generative", "dense")}
+    examples = [split.example(int(u), part) for u in users]
+    with torch.inference_mode():
+        item_ND = model.tables().item_ID[1:].numpy()
+    order = np.argsort([len(e[0]) for e in examples], kind="stable")
+    for start in range(0, len(users), batch_size):
+        rows = order[start : start + batch_size]
+        histories, now, exclude = [], [], []
+        for row in rows:
+            items, actions, values, timestamps, target, moment = _request(split, int(users[row]), part, examples[row])
+            histories.append(History(items, actions, values, timestamps))
+            now.append(moment)
+            exclude.append(np.setdiff1d(items, [target]) if filtered else np.empty(0, np.int64))
+        beams = decode(model, histories, now, user_UA[rows], exclude, beam_width)
+        for i, row in enumerate(rows):
+            for head, items in rank_heads(beams, i, item_ND, exclude[i], top_k, fusion).items():
+                ranked[head][row, : len(items)] = items
+    model.train(was_training)
+    return ranked
+
+
+def rank_heads(beams: Beams, row: int, item_ND: NDArray, forbidden: NDArray, top_k: int, fusion: Fusion) -> dict[Head, NDArray[np.int64]]:
+    """One request's ranking by each head."""
+    items, log_probs, user_D = beams.item_BW[row].numpy(), beams.log_prob_BW[row].numpy(), beams.user_BD[row].numpy()
+    live = items >= 0
+    items, log_probs = items[live], log_probs[live]
+    dense_items, dense_scores = dense_candidates(user_D, item_ND, max(top_k, len(items)), forbidden)
+    fused, _ = fuse(items, log_probs, item_ND[items] @ user_D, dense_items, dense_scores, fusion.weight, top_k, fusion.method)
+    return {"fused": fused, "generative": items[:top_k], "dense": dense_items[:top_k]}
+
+
+def _request(split: Split, user: int, part: str, example: Any) -> tuple[NDArray, NDArray, NDArray, NDArray, int, int]:
+    """An example and the moment of its target event."""
+    items, actions, values, timestamps, target = example
+    end = int(split.histories.offsets[user + 1]) - (1 if part == "test" else 2)
+    return items, actions, values, timestamps, int(target), int(split.histories.timestamps[end])
