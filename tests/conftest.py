@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,12 +32,48 @@ def ray_session() -> Iterator[None]:
         yield
 
 
+class DashboardWatcher(threading.Thread):
+    """Reads the Ray dashboard's HTTP API while a run lasts, and remembers every job, task, dataset, training run, app and series it showed."""
+
+    def __init__(self, address: str):
+        super().__init__(daemon=True)
+        self.address = address
+        self.stopped = threading.Event()
+        self.seen: dict[str, set[str]] = {name: set() for name in ("jobs", "tasks", "datasets", "train_runs", "apps", "series")}
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self.address, timeout=5) as client:
+            while not self.stopped.wait(2):
+                self._look(client)
+
+    def _look(self, client: httpx.Client) -> None:
+        with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
+            jobs = client.get("/api/jobs/").json()
+            self.seen["jobs"] |= {f"{job['type']} {job['status']}" for job in jobs}
+            for job in jobs:
+                datasets = client.get(f"/api/data/datasets/{job['job_id']}").json()["datasets"]
+                self.seen["datasets"] |= {dataset["dataset"] for dataset in datasets}
+        with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
+            self.seen["apps"] |= {f"{name} {app['status']}" for name, app in client.get("/api/serve/applications/").json()["applications"].items()}
+        with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
+            tasks = client.get("/api/v0/tasks", params={"limit": 1000, "detail": 0}).json()["data"]["result"]["result"]
+            self.seen["tasks"] |= {task["name"] for task in tasks}
+        with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
+            self.seen["train_runs"] |= {run["name"] for run in client.get("/api/train/v2/runs/v1").json()["train_runs"]}
+        with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
+            for node in client.get("/api/prometheus/sd").json():
+                for target in node["targets"]:
+                    lines = httpx.get(f"http://{target}/metrics", timeout=5).text.splitlines()
+                    self.seen["series"] |= {line.split("{")[0].split(" ")[0] for line in lines if line.startswith("ray_ugt_")}
+
+
 @dataclass(frozen=True)
 class TinyRun:
     home: Path
     report: dict[str, Any]
     artifacts: dict[str, Path]
     output: str
+    dashboard: dict[str, set[str]]
 
 
 @pytest.fixture(scope="session")
@@ -54,14 +93,20 @@ def _run_demo(home: Path, *arguments: str, config: Path = ROOT / "configs" / "ti
     out = home.parent / f"{home.name}.json"
     env = os.environ | {"UGT_HOME": str(home), "UGT_SERVE__PORT": str(port), "UGT_RAY__DASHBOARD_PORT": "8465"}
     command = [sys.executable, "-m", "ray_app", "demo", "--config", str(config), "--json", str(out), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=580)
+    watcher = DashboardWatcher("http://127.0.0.1:8465")
+    watcher.start()
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=580)
+    finally:
+        watcher.stopped.set()
+        watcher.join(timeout=30)
     assert done.returncode == 0, f"ugt demo failed:\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
     folders = {}
     for step in (home / "artifacts").iterdir():
         manifests = sorted(step.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime)
         if manifests:
             folders[step.name] = manifests[-1].parent
-    return TinyRun(home=home, report=json.loads(out.read_text()), artifacts=folders, output=done.stdout)
+    return TinyRun(home=home, report=json.loads(out.read_text()), artifacts=folders, output=done.stdout, dashboard=watcher.seen)
 
 
 @pytest.fixture(scope="session")
