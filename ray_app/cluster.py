@@ -46,6 +46,7 @@ def connected(config: RayConfig) -> Iterator[str]:
         os.environ.setdefault("RAY_num_workers_soft_limit", str(WORKERS_KEPT_WARM))
         os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
         ray.init(
+            address="local",  # never a cluster that happens to run on this machine: it is not ours to use, or to end
             num_cpus=local_cpus(config),
             object_store_memory=config.object_store_mb << 20,
             include_dashboard=True,
