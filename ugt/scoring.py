@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from ugt.artifacts import USERS, read_table, write_text
 from ugt.decoding import Beams, beam_search, constraints
-from ugt.histories import Split
+from ugt.histories import Part, Split
 from ugt.model.config import ModelConfig
 from ugt.model.inputs import USER_ATTRIBUTES, History, UserVocabulary, build_inputs
 from ugt.model.ugt import UGT
@@ -127,60 +127,81 @@ def decode(model: UGT, histories: Sequence[History], now: Sequence[int], user_BU
     return beam_search(model, state_BTD, inputs["length_B"], inputs["context_B"], tables, limits, torch.arange(beam_width), third_C)
 
 
+class Candidates(NamedTuple):
+    """What both heads propose to one user, best first."""
+
+    items: NDArray[np.int64]
+    log_probs: NDArray[np.float32]
+    dense_of_items: NDArray[np.float32]  # dense logits of `items`
+    dense_items: NDArray[np.int64]
+    dense_scores: NDArray[np.float32]
+
+    def fused(self, fusion: Fusion, k: int) -> NDArray[np.int64]:
+        return fuse(*self, fusion.weight, k, fusion.method)[0]
+
+
+def candidates(
+    model: UGT, split: Split, users: NDArray, part: Part, filtered: bool, user_UA: NDArray, count: int, beam_width: int, batch_size: int = 64
+) -> list[Candidates]:
+    """Each user's candidates, row for row of `users`; see `rank_users`. At most `count` of the dense head, `beam_width` of the generative one."""
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        item_ND = model.tables().item_ID[1:].numpy()
+    examples = [split.example(int(u), part) for u in users]
+    # the target stays rankable even if it was seen before: it is the answer
+    forbidden = [np.setdiff1d(e.items, [e.target]) if filtered else np.empty(0, np.int64) for e in examples]
+    found: dict[int, Candidates] = {}
+    order = np.argsort([len(e.items) for e in examples], kind="stable")
+    for start in range(0, len(users), batch_size):
+        rows = order[start : start + batch_size]
+        batch = [examples[r] for r in rows]
+        histories = [History(e.items, e.actions, e.values, e.timestamps) for e in batch]
+        beams = decode(model, histories, [e.target_timestamp for e in batch], user_UA[rows], [forbidden[r] for r in rows], beam_width)
+        for i, row in enumerate(rows):
+            live = (beams.item_BW[i] >= 0).numpy()
+            items, log_probs, user_D = beams.item_BW[i].numpy()[live], beams.log_prob_BW[i].numpy()[live], beams.user_BD[i].numpy()
+            found[int(row)] = Candidates(items, log_probs, item_ND[items] @ user_D, *dense_candidates(user_D, item_ND, count, forbidden[row]))
+    model.train(was_training)
+    return [found[row] for row in range(len(users))]
+
+
 def rank_users(
     model: UGT,
     split: Split,
-    users: NDArray[np.int64],
-    part: Literal["validation", "test"],
+    users: NDArray,
+    part: Part,
     filtered: bool,
-    user_UA: NDArray[np.int64],
+    user_UA: NDArray,
     *,
     top_k: int = 50,
     beam_width: int = 50,
     fusion: Fusion | None = None,
     batch_size: int = 64,
 ) -> dict[Head, NDArray[np.int64]]:
-    """Ranking of each user by each head: {"generative", "dense", "fused"} -> item indices [U, top_k], -1 where there are fewer.
+    """Ranking of each user by each head: {"fused", "generative", "dense"} -> item indices [U, top_k], -1 where there are fewer.
 
     `users` are rows of the split that are evaluated; `user_UA` are the codes of those users' attributes (`user_codes`), row for row. `filtered` removes
     the user's seen items except the target before the top is taken. The request is made at the moment of the target event.
     """
     fusion = fusion or Fusion()
-    was_training = model.training
-    model.eval()
+    found = candidates(model, split, users, part, filtered, user_UA, max(top_k, beam_width), beam_width, batch_size)
     ranked: dict[Head, NDArray[np.int64]] = {head: np.full((len(users), top_k), -1, np.int64) for head in ("fused", "generative", "dense")}
-    examples = [split.example(int(u), part) for u in users]
-    with torch.inference_mode():
-        item_ND = model.tables().item_ID[1:].numpy()
-    order = np.argsort([len(e[0]) for e in examples], kind="stable")
-    for start in range(0, len(users), batch_size):
-        rows = order[start : start + batch_size]
-        histories, now, exclude = [], [], []
-        for row in rows:
-            items, actions, values, timestamps, target, moment = _request(split, int(users[row]), part, examples[row])
-            histories.append(History(items, actions, values, timestamps))
-            now.append(moment)
-            exclude.append(np.setdiff1d(items, [target]) if filtered else np.empty(0, np.int64))
-        beams = decode(model, histories, now, user_UA[rows], exclude, beam_width)
-        for i, row in enumerate(rows):
-            for head, items in rank_heads(beams, i, item_ND, exclude[i], top_k, fusion).items():
-                ranked[head][row, : len(items)] = items
-    model.train(was_training)
+    for row, c in enumerate(found):
+        for head, items in (("fused", c.fused(fusion, top_k)), ("generative", c.items[:top_k]), ("dense", c.dense_items[:top_k])):
+            ranked[head][row, : len(items)] = items
     return ranked
 
 
-def rank_heads(beams: Beams, row: int, item_ND: NDArray, forbidden: NDArray, top_k: int, fusion: Fusion) -> dict[Head, NDArray[np.int64]]:
-    """One request's ranking by each head."""
-    items, log_probs, user_D = beams.item_BW[row].numpy(), beams.log_prob_BW[row].numpy(), beams.user_BD[row].numpy()
-    live = items >= 0
-    items, log_probs = items[live], log_probs[live]
-    dense_items, dense_scores = dense_candidates(user_D, item_ND, max(top_k, len(items)), forbidden)
-    fused, _ = fuse(items, log_probs, item_ND[items] @ user_D, dense_items, dense_scores, fusion.weight, top_k, fusion.method)
-    return {"fused": fused, "generative": items[:top_k], "dense": dense_items[:top_k]}
+def choose_fusion(found: Sequence[Candidates], targets: NDArray, weights: Sequence[float] = tuple(np.round(np.arange(0, 1.01, 0.1), 2))) -> tuple[Fusion, float]:
+    """The mix with the best NDCG@10 over validation users, and that NDCG; of equals the one given first."""
+    options = [Fusion("log_probability", float(w)) for w in weights] + [Fusion("reciprocal_rank")]
+    scores = [float(np.mean([ndcg(c.fused(option, 10), t) for c, t in zip(found, targets, strict=True)])) for option in options]
+    chosen = int(np.argmax(scores))
+    return options[chosen], scores[chosen]
 
 
-def _request(split: Split, user: int, part: str, example: Any) -> tuple[NDArray, NDArray, NDArray, NDArray, int, int]:
-    """An example and the moment of its target event."""
-    items, actions, values, timestamps, target = example
-    end = int(split.histories.offsets[user + 1]) - (1 if part == "test" else 2)
-    return items, actions, values, timestamps, int(target), int(split.histories.timestamps[end])
+def ndcg(ranking: NDArray, target: int) -> float:
+    """NDCG of one ranking with one relevant item."""
+    place = np.flatnonzero(ranking == target)
+    return float(1.0 / np.log2(place[0] + 2)) if len(place) else 0.0

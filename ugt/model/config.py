@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from ugt.schema import Config, DecodingStrategy
@@ -78,4 +76,3 @@ class TrainingConfig(Config):
 class DecodingConfig(Config):
     strategy: DecodingStrategy = "beam"
     beam_width: int = Field(50, ge=1)
-    fusion: Literal["log_probability", "reciprocal_rank"] = "log_probability"

@@ -1,0 +1,195 @@
+"""UGT's three stages on Ray Train: each starts from the checkpoint of the one before and ends in the best validated weights.
+
+What a stage minimises is in `train/stages.py`, how epochs run in `train/loop.py`; this file reads the artifacts, starts the workers and writes the checkpoint.
+A killed run, started again with the same work folder, resumes after its last finished epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from train.loop import Plan, Progress, Step, fit
+from train.stages import StageObjective
+from train.windows import TrainingWindows, Window
+from ugt import histories as history_files
+from ugt.artifacts import USERS, read_table, write_text
+from ugt.model.config import ModelConfig, StageConfig, TrainingConfig
+from ugt.model.inputs import UserVocabulary
+from ugt.model.ugt import UGT
+from ugt.schema import UGTError
+from ugt.scoring import candidates, choose_fusion, load_checkpoint, ndcg, new_model, save_checkpoint, tensors, user_codes
+
+FAILURE, RESULT = "failure.txt", "result"
+
+
+def run(
+    stage: int,
+    histories_dir: Path,
+    users_dir: Path,
+    semantic_ids_dir: Path,
+    model_config: ModelConfig,
+    training: TrainingConfig,
+    init_dir: Path | None,
+    out_dir: Path,
+    work_dir: Path,
+    min_events: int = 3,
+) -> dict[str, Any]:
+    """Train stage 1, 2 or 3 on `training.workers` Ray workers; write `model.safetensors`, `model.json` and `curve.jsonl` into `out_dir`.
+
+    `init_dir` is the checkpoint the stage starts from: required by stages 2 and 3, a warm start for stage 1. `min_events`: as in HistoryConfig. Returns
+    the stage's figures. Raises UGTError for a checkpoint of another catalogue and for a loss that isn't finite.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    if init_dir is None and stage != 1:
+        raise UGTError(f"stage {stage} starts from the checkpoint of stage {stage - 1}, but none was given. Run stage {stage - 1} first.")
+    work_dir, out_dir = Path(work_dir).absolute(), Path(out_dir)
+    (work_dir / FAILURE).unlink(missing_ok=True)
+    task = {
+        "stage": stage,
+        "histories_dir": str(Path(histories_dir).absolute()),
+        "users_dir": str(Path(users_dir).absolute()),
+        "semantic_ids_dir": str(Path(semantic_ids_dir).absolute()),
+        "init_dir": str(Path(init_dir).absolute()) if init_dir is not None else None,
+        "model": model_config.model_dump(),
+        "training": training.model_dump(),
+        "work_dir": str(work_dir),
+        "min_events": min_events,
+    }
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=task,
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=training.workers, resources_per_worker={"CPU": 1}),
+        run_config=ray.train.RunConfig(
+            name=f"ugt-stage{stage}", storage_path=str(work_dir / "ray"), failure_config=ray.train.FailureConfig(max_failures=2)
+        ),
+    )
+    trainer.fit()
+    if (work_dir / FAILURE).is_file():
+        raise UGTError((work_dir / FAILURE).read_text())
+    figures: dict[str, Any] = json.loads((work_dir / RESULT / "figures.json").read_text())
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name in ("model.safetensors", "model.json", "curve.jsonl"):
+        (out_dir / name).write_bytes((work_dir / RESULT / name).read_bytes())
+    return figures
+
+
+def worker(task: dict[str, Any]) -> None:
+    """One Ray Train worker. A user's error is written to the work folder and not raised: Ray would take it for a crash and try again."""
+    import ray.train
+
+    work_dir = Path(task["work_dir"])
+    context = ray.train.get_context()
+    try:
+        train_stage(task, context.get_world_rank(), context.get_world_size(), report=lambda row: ray.train.report(_numbers(row)))
+    except UGTError as error:
+        write_text(work_dir / FAILURE, str(error))
+
+
+def train_stage(task: dict[str, Any], rank: int = 0, workers: int = 1, report: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
+    """The work of one worker of `workers`; rank 0 leaves the checkpoint in `<work_dir>/result`. Needs no Ray."""
+    begun = time.monotonic()
+    training, work_dir, number = TrainingConfig(**task["training"]), Path(task["work_dir"]), int(task["stage"])
+    stage: StageConfig = getattr(training, f"stage{number}")
+    torch.set_num_threads(training.threads)
+    torch.manual_seed(training.seed)
+    split = history_files.load(Path(task["histories_dir"])).split(task["min_events"])
+    model = _start(task, ModelConfig(**task["model"]))
+    user_UA = user_codes(Path(task["users_dir"]), split.histories.user_ids, model.vocabulary)
+    windows = TrainingWindows(split, user_UA, model.config.max_length, training.window_overlap, training.batch_size, training.seed + number)
+    counts_N = torch.from_numpy(windows.item_counts(len(model.semantic_ids)))
+    if task["init_dir"] is None:
+        group_G = torch.zeros(model.items.k1 * model.items.k2, dtype=torch.int64).index_add(0, model.items.group_N, counts_N)
+        model.level_heads.start_from_counts(group_G)
+    plan = Plan(
+        f"stage{number}", stage.epochs, stage.learning_rate, stage.warmup, training.weight_decay, training.gradient_clip, training.validate_every, training.seed
+    )
+    objective = StageObjective(model, stage, training, counts_N)
+    users = _validation_users(split, training)
+    validate = partial(_validation, split=split, users=users, user_UA=user_UA[users], beam_width=training.validation_beam)
+    progress = fit(objective, model, plan, partial(_steps, windows, rank, workers), validate, work_dir, report)
+    if rank == 0:
+        _write(model, progress, number, split, users, user_UA[users], training, work_dir / RESULT, time.monotonic() - begun)
+
+
+def _start(task: dict[str, Any], config: ModelConfig) -> UGT:
+    """The model a stage starts from."""
+    semantic_ids_dir = Path(task["semantic_ids_dir"])
+    if task["init_dir"] is None:
+        people = read_table(Path(task["users_dir"]), USERS)
+        vocabulary = UserVocabulary.fit(people["gender"].to_pylist(), people["occupation"].to_pylist())
+        return new_model(config, semantic_ids_dir, vocabulary)
+    model = load_checkpoint(Path(task["init_dir"]), semantic_ids_dir)
+    if model.config != config:
+        changed = sorted(name for name in ModelConfig.model_fields if getattr(model.config, name) != getattr(config, name))
+        raise UGTError(f"the checkpoint in {task['init_dir']} was trained with other settings of model: {', '.join(changed)}. Train from stage 1, or set them back.")
+    return model
+
+
+def _steps(windows: TrainingWindows, rank: int, workers: int, epoch: int) -> Sequence[Callable[[], Step]]:
+    return [partial(_step, windows, part, rank, workers) for part in windows.epoch(epoch)]
+
+
+def _step(windows: TrainingWindows, part: list[Window], rank: int, workers: int) -> Step:
+    batch = windows.batch(part, rank, workers)
+    names = [windows.split.histories.user_ids[u] for u in batch.users]
+    return Step(tensors(batch.inputs), batch.targets, f"users {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}")
+
+
+def _validation_users(split: history_files.Split, training: TrainingConfig) -> np.ndarray:
+    """A fixed random set of the users that have a validation target."""
+    users = np.flatnonzero(split.evaluated)
+    return np.sort(np.random.default_rng(training.seed).permutation(users)[: training.validation_users])
+
+
+def _validation(model: torch.nn.Module, split: history_files.Split, users: np.ndarray, user_UA: np.ndarray, beam_width: int) -> dict[str, float]:
+    """Filtered NDCG@10 on validation targets by head; `score`, the fused one with the best weight, decides which epoch is kept."""
+    if len(users) == 0:
+        return {"score": 0.0}
+    found = candidates(model, split, users, "validation", True, user_UA, 50, beam_width)
+    targets = np.array([split.example(int(u), "validation").target for u in users])
+    fusion, fused = choose_fusion(found, targets)
+    generative = np.mean([ndcg(c.items[:10], t) for c, t in zip(found, targets, strict=True)])
+    dense = np.mean([ndcg(c.dense_items[:10], t) for c, t in zip(found, targets, strict=True)])
+    return {"score": round(fused, 6), "generative_ndcg@10": round(float(generative), 6), "dense_ndcg@10": round(float(dense), 6), "fusion_weight": fusion.weight}
+
+
+def _write(
+    model: UGT, progress: Progress, stage: int, split: history_files.Split, users: np.ndarray, user_UA: np.ndarray, training: TrainingConfig, folder: Path, seconds: float
+) -> None:
+    """Checkpoint, curve and figures of a finished stage; the fusion weight is chosen here, on validation, with the beam width that is served."""
+    fusion = {"method": "log_probability", "weight": 0.5}
+    if len(users):
+        targets = np.array([split.example(int(u), "validation").target for u in users])
+        fusion = vars(choose_fusion(candidates(model, split, users, "validation", True, user_UA, 50, 50), targets)[0])
+    start, best = progress.curve[0]["validation"], progress.best
+    figures = {
+        "stage": stage,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "targets_per_epoch": progress.curve[-1].get("targets", 0),
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "validation_ndcg@10": round(best, 6),
+        "validation_ndcg@10_at_start": start["score"],
+        "fusion": fusion,
+        "seconds": round(seconds, 1),
+    }
+    save_checkpoint(model, folder, stage=stage, fusion=fusion, figures=figures, training=training.model_dump(mode="json"))
+    write_text(folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in progress.curve))
+    write_text(folder / "figures.json", json.dumps(figures))
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    """A row of the curve as Ray Train's flat metrics."""
+    flat = {k: v for k, v in row.items() if isinstance(v, int | float)}
+    return flat | {f"validation_{k}": v for k, v in row.get("validation", {}).items()}
