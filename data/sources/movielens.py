@@ -1,0 +1,176 @@
+"""MovieLens: "latest" CSVs (in a folder or the zip GroupLens gives), or the 1M `::` files in Latin-1; IMDb joined through links.csv.
+
+The catalogue is movies.csv. Where IMDb's files cover a movie they give its title, type, year, runtime, rating, votes and people, and
+the genres of both are united; elsewhere MovieLens' own title, year and genres stand. tags.csv is not read: a tag is written by a
+user after the rating it would help to predict.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+
+from data.quality import BAD, Column, Tally, reject
+from data.sources.imdb import BASICS, ITEM, Part, enrich, take
+from data.sources.rows import FATAL, SourceFile, read
+from ugt.schema import UGTError
+
+MOVIES = (Column("movieId", required=True, pattern=r"^\d+$"), Column("title", required=True), Column("genres"))
+LINKS = (Column("movieId", required=True, pattern=r"^\d+$"), Column("imdbId", pattern=r"^\d{1,10}$"))
+RATINGS = (
+    Column("userId", required=True),
+    Column("movieId", required=True),
+    Column("rating", "float", required=True, low=0, high=5),
+    Column("timestamp", "int", required=True, low=0, high=2**40),
+)
+USERS = (Column("userId", required=True), Column("gender", pattern="^[FM]$"), Column("age", "int", low=0, high=120), Column("occupation", pattern=r"^\d+$"))
+GENRE = {"Children": "Family", "Children's": "Family"}  # IMDb's name, so that the union of genres has one name for one thing
+NO_GENRE = "(no genres listed)"
+ARTICLES = "The|A|An|Le|La|Les|L'|Un|Une|Der|Die|Das|El|Il|Lo|Los|Las|Det|Den|En"
+OCCUPATIONS = [
+    "other",
+    "academic/educator",
+    "artist",
+    "clerical/admin",
+    "college/grad student",
+    "customer service",
+    "doctor/health care",
+    "executive/managerial",
+    "farmer",
+    "homemaker",
+    "K-12 student",
+    "lawyer",
+    "programmer",
+    "retired",
+    "sales/marketing",
+    "scientist",
+    "self-employed",
+    "technician/engineer",
+    "tradesman/craftsman",
+    "unemployed",
+    "writer",
+]  # the README of MovieLens 1M
+
+
+def files(folder: Path) -> dict[str, SourceFile]:
+    """movies, ratings and, where there are any, links and users. Raises UGTError naming what is missing."""
+    if not folder.is_dir():
+        raise UGTError(f"there is no folder {folder}. Give the folder with MovieLens' ratings.csv and movies.csv, or with its zip (--data-dir).")
+    specs = {"movies": MOVIES, "links": LINKS, "ratings": RATINGS}
+    places: dict[str, tuple[Path, str | None]] = {t: (p, None) for t in specs for p in (folder / f"{t}.csv.gz", folder / f"{t}.csv") if p.is_file()}
+    if not places:
+        dat = sorted(folder.glob("ratings*.dat*"))
+        if dat and (folder / "movies.dat").is_file():
+            return _one_million(folder, dat[0])
+        for path in sorted(folder.glob("*.zip")):
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    places = {t: (path, name) for name in archive.namelist() for t in specs if Path(name).name == f"{t}.csv"}
+            except zipfile.BadZipFile as error:
+                raise UGTError(f"{path} is not a whole zip file ({error}). Fetch it again.") from error
+            if places:
+                break
+    missing = [t for t in ("movies", "ratings") if t not in places]
+    if missing:
+        raise UGTError(
+            f"{folder} holds no {' and no '.join(f'{t}.csv' for t in missing)} (nor a MovieLens zip, nor ratings.dat with movies.dat). Check --data-dir."
+        )
+    return {
+        t: SourceFile(t, str(path), tuple(c.name for c in specs[t]), "userId" if t == "ratings" else "movieId", "csv", member)
+        for t, (path, member) in places.items()
+    }
+
+
+def _one_million(folder: Path, ratings: Path) -> dict[str, SourceFile]:
+    def dat(table: str, path: Path, columns: tuple[Column, ...], extra: tuple[str, ...] = ()) -> SourceFile:
+        return SourceFile(table, str(path), tuple(c.name for c in columns) + extra, columns[0].name, "colons", header=False, encoding="latin-1")
+
+    found = {"movies": dat("movies", folder / "movies.dat", MOVIES), "ratings": dat("ratings", ratings, RATINGS)}
+    if (folder / "users.dat").is_file():
+        found["users"] = dat("users", folder / "users.dat", USERS, ("zip",))
+    return found
+
+
+def keyed(found: dict[str, SourceFile]) -> dict[str, SourceFile]:
+    """The files of the catalogue with movies and links keyed by tconst where links.csv knows it, so that they meet IMDb's rows."""
+    if "links" not in found:
+        return {"movies": found["movies"]}
+    key_of: dict[str, str] = {}
+    for table in read(found["links"], 1):
+        if FATAL in table["table"].to_pylist():
+            raise UGTError(table["reason"][0].as_py())
+        for movie, imdb in zip(table["c0"].to_pylist(), table["c1"].to_pylist(), strict=True):
+            if movie and imdb and imdb.isdigit():
+                key_of[movie] = tconst(imdb)
+    return {t: replace(found[t], key_of=key_of) for t in ("movies", "links")}
+
+
+def tconst(imdb_id: str) -> str:
+    return f"tt{int(imdb_id):07d}"
+
+
+def titles(raw: pl.DataFrame, tables: list[str]) -> Part:
+    """A partition of movies with what IMDb knows of them."""
+    tally, bad = Tally(), [pl.DataFrame(schema=BAD)]
+    movies = take(raw, "movies", MOVIES, ["movieId"], tally, bad)
+    tally.add("movies", out=movies.height)
+    links = pl.DataFrame(schema={"movieId": pl.String, "imdb_id": pl.String})
+    if "links" in tables:
+        rows = take(raw, "links", LINKS, ["movieId"], tally, bad)
+        known = rows.join(movies, on="movieId", how="semi")
+        tally.add("links", out=known.height, filtered=rows.height - known.height)
+        links = known.select("movieId", imdb_id=pl.lit("tt") + pl.col("imdbId").cast(pl.Int64).cast(pl.String).str.zfill(7))
+    own = movies.join(links, on="movieId", how="left").select(item_id="movieId", imdb_id="imdb_id", full="title", own_genres="genres")
+    base = own.select("item_id", "imdb_id")
+    basics = pl.DataFrame(schema={c.name: {"text": pl.String, "int": pl.Int64, "float": pl.Float64}[c.kind] for c in BASICS})
+    if "title.basics" in tables:
+        rows = take(raw, "title.basics", BASICS, ["tconst"], tally, bad)
+        basics = rows.join(base, left_on="tconst", right_on="imdb_id", how="semi")
+        tally.add("title.basics", out=basics.height, filtered=rows.height - basics.height)
+    items, credits = enrich(raw, base, basics, tables, tally, bad)
+    year = pl.col("full").str.extract(r"\((\d{4})(?:[-–]\d{0,4})?\)\s*$", 1).cast(pl.Int32)
+    bare = pl.col("full").str.replace(r"\s*\(\d{4}(?:[-–]\d{0,4})?\)\s*$", "").str.strip_chars()
+    turned = bare.str.replace(rf"^(.*?), ({ARTICLES})( \(.*\))?$", "$2 $1$3").str.replace("^L' ", "L'")
+    genres = pl.col("own_genres").fill_null("").str.split("|").list.eval(pl.element().filter((pl.element() != "") & (pl.element() != NO_GENRE)).replace(GENRE))
+    mine = own.select("item_id", own_title=turned, own_year=year, own_genres=genres)
+    items = items.join(mine, on="item_id").with_columns(
+        item_type=pl.col("item_type").fill_null("movie"),
+        title=pl.coalesce("title", pl.when(pl.col("own_title") == "").then(pl.lit("Untitled")).otherwise(pl.col("own_title"))),
+        year=pl.coalesce("year", "own_year"),
+        genres=pl.concat_list("genres", "own_genres").list.unique().list.sort(),
+    )
+    return Part(items.select(pl.col(name).cast(kind) for name, kind in ITEM.items()), credits, pl.concat(bad), tally)
+
+
+def events(raw: pl.DataFrame, item_ids: pl.DataFrame, has_users: bool) -> tuple[Part, pl.DataFrame]:
+    """(Part whose `items` are EVENTS rows without item_index, users): ratings of known movies, a repeated row once.
+
+    item_ids: one column `item_id`, the catalogue.
+    """
+    tally, bad = Tally(), [pl.DataFrame(schema=BAD)]
+    rows = take(raw, "ratings", RATINGS, ["userId", "movieId", "rating", "timestamp"], tally, bad)
+    known = rows.join(item_ids, left_on="movieId", right_on="item_id", how="left", maintain_order="left").with_columns(lost=pl.col("item_index").is_null())
+    kept, unknown = reject(known, "ratings", pl.col("lost"), pl.concat_str([pl.lit("unknown movie "), pl.col("movieId")]), RATINGS)
+    bad.append(unknown)
+    tally.add("ratings", out=kept.height, quarantined=unknown.height)
+    found = kept.select(
+        event_id=pl.lit("rating-") + pl.col("row").cast(pl.String),
+        user_id="userId",
+        item_id="movieId",
+        item_index="item_index",
+        action=pl.lit("rate"),
+        value=pl.col("rating"),
+        timestamp="timestamp",
+        order="row",
+    )
+    users = pl.DataFrame(schema={"user_id": pl.String, "gender": pl.String, "age": pl.Int64, "occupation": pl.String})
+    if has_users:
+        profiles = take(raw, "users", USERS, ["userId"], tally, bad)
+        active = profiles.join(kept, on="userId", how="semi")
+        tally.add("users", out=active.height, filtered=profiles.height - active.height)
+        names = {str(i): name for i, name in enumerate(OCCUPATIONS)}
+        users = active.select(user_id="userId", gender="gender", age="age", occupation=pl.col("occupation").replace(names))
+    return Part(found, pl.DataFrame(), pl.concat(bad), tally), users
