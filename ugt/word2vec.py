@@ -1,14 +1,220 @@
-"""Word2Vec: sequence families over catalogue and events, skip-gram vectors of items."""
+"""Word2Vec: sequence families over catalogue and events, skip-gram vectors of items.
+
+Choices: items and what is known of them are tokens of one vocabulary (MOV ACT DIR WRI GEN ERA ..., prefixed), so that a film, its people and
+the films seen beside it share one space; one worker, because gensim is reproducible to the bit only then. An item's vector is unit
+length and leans on the metadata neighbours the more, the less the item was seen; one that was never seen is nothing but them. The
+same estimate gives a new item its vector (`Neighbourhood`).
+
+Shapes: N items, W width.
+Source: skip-gram with negative sampling (Mikolov et al., 2013); item2vec (Barkan and Koenigstein, 2016) for histories as sentences.
+"""
 
 from __future__ import annotations
 
-from ugt.schema import Config
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from ugt.features import UNKNOWN, decade, people_of, rating_bucket
+from ugt.schema import Config, UGTError
+
+if TYPE_CHECKING:
+    from gensim.models import KeyedVectors
+
+    from ugt.histories import Histories
+
+Family = Literal["history", "person", "context"]
+ROLE_PREFIX = {"actor": "ACT", "director": "DIR", "writer": "WRI"}
+MAX_SENTENCE = 5_000  # gensim cuts longer lines at 10,000 words
 
 
 class Word2VecConfig(Config):
-    width: int = 64
-    window: int = 5
-    negative: int = 10
-    epochs: int = 10
+    """Families, and the usual knobs of skip-gram."""
+
+    families: tuple[Family, ...] = ("history", "person", "context")
+    width: int = Field(default=64, ge=2)
+    window: int = Field(default=5, ge=1)
+    negative: int = Field(default=10, ge=1)
+    epochs: int = Field(default=10, ge=1)
+    min_words: int = 1_000_000  # a small corpus is read more often, up to 100 times, until this many words were seen
+    sample: float = 1e-3  # words above this share of the corpus are thinned out
+    shrinkage: float = Field(default=3.0, ge=0)  # an item's own vector weighs (views) against this much of its neighbours'
     workers: int = 1  # one worker is reproducible to the bit; more are not (gensim)
     seed: int = 0
+
+
+def token(prefix: str, value: str) -> str:
+    """A word of the corpus: prefix and value, white space made harmless."""
+    return f"{prefix}_" + re.sub(r"\s", "_", value)
+
+
+def item_tokens(row: Mapping[str, Any], people: Sequence[tuple[str, str]]) -> list[str]:
+    """What is known of an item, as tokens: people with their role (most important first), genres, era, type, rating, countries."""
+    tokens = [token(ROLE_PREFIX[role], person) for person, role in people if role in ROLE_PREFIX]
+    tokens += [token("GEN", genre) for genre in row.get("genres") or ()]
+    for prefix, value in (("ERA", decade(row.get("year"))), ("RAT", rating_bucket(row.get("rating"))), ("TYP", row.get("item_type") or UNKNOWN)):
+        tokens += [token(prefix, value)] if value != UNKNOWN else []
+    return tokens + [token("REG", country) for country in row.get("countries") or ()]
+
+
+def catalogue_tokens(items: pa.Table, credits: pa.Table) -> list[list[str]]:
+    """`item_tokens` of every item in order of item_index."""
+    rows = items.select(["genres", "year", "rating", "item_type", "countries"]).to_pylist()
+    return [item_tokens(row, people) for row, people in zip(rows, people_of(credits, items.num_rows), strict=True)]
+
+
+def sentences(
+    item_ids: Sequence[str], tokens: Sequence[Sequence[str]], histories: Histories, train_lengths: np.ndarray, config: Word2VecConfig
+) -> Iterator[list[str]]:
+    """All sentences of the families asked for, in a fixed order.
+
+    history: the items of a user's train part, repeats in a row once. person: a person's items in order of item_index (needs two). context: an item between the
+    tokens that describe it, so that the window reaches them all.
+    """
+    words = [token("MOV", item_id) for item_id in item_ids]
+    if "history" in config.families:
+        for u in range(len(histories.user_ids)):
+            start = int(histories.offsets[u])
+            seen = histories.items[start : start + int(train_lengths[u])]
+            once = seen[np.r_[True, seen[1:] != seen[:-1]]] if len(seen) else seen
+            for i in range(0, len(once), MAX_SENTENCE):
+                yield [words[item] for item in once[i : i + MAX_SENTENCE]]
+    if "person" in config.families:
+        by_person: dict[str, list[int]] = {}
+        for i, known in enumerate(tokens):
+            for word in known:
+                if word[:3] in ROLE_PREFIX.values():
+                    by_person.setdefault(word, []).append(i)
+        for word in sorted(by_person):
+            if len(by_person[word]) > 1:
+                yield [word, *(words[i] for i in by_person[word][:MAX_SENTENCE])]
+    if "context" in config.families:
+        for word, known in zip(words, tokens, strict=True):
+            if known:
+                half = len(known) // 2
+                yield [*known[:half], word, *known[half:]]
+
+
+def train_counts(items: int, histories: Histories, train_lengths: np.ndarray) -> np.ndarray:
+    """How often each item occurs in the train part of the histories, int64 [N]."""
+    start = np.repeat(histories.offsets[:-1], np.diff(histories.offsets))
+    in_train = np.arange(len(histories.items)) - start < np.repeat(train_lengths, np.diff(histories.offsets))
+    return np.bincount(histories.items[in_train], minlength=items).astype(np.int64)
+
+
+def epochs(words: int, config: Word2VecConfig) -> int:
+    """How often a corpus of this many words is read."""
+    return max(config.epochs, min(100, -(-config.min_words // max(1, words))))
+
+
+def train_vectors(corpus: Path, words: int, config: Word2VecConfig) -> KeyedVectors:
+    """Skip-gram vectors of every token of a corpus file (one sentence per line, `words` in all).
+
+    Raises UGTError for a corpus without a single pair of words.
+    """
+    from gensim.models import Word2Vec
+
+    try:
+        model = Word2Vec(
+            corpus_file=str(corpus),
+            vector_size=config.width,
+            window=config.window,
+            negative=config.negative,
+            epochs=epochs(words, config),
+            sample=config.sample,
+            sg=1,
+            min_count=1,
+            workers=config.workers,
+            seed=config.seed + 1,  # gensim reads seed 0 as "none"
+            hashfxn=_hash,
+        )
+    except RuntimeError as error:
+        raise UGTError(f"word2vec: the corpus has no words ({error}): no metadata, no history. Look at the quarantine of `ugt data etl`.") from error
+    return model.wv
+
+
+def _hash(word: str) -> int:
+    """A hash that is the same in every process; Python's own is not."""
+    import zlib
+
+    return zlib.crc32(word.encode())
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The mean vector of the seen items that share a token; the vector of an unseen item follows from its tokens."""
+
+    tokens: dict[str, int]
+    centre_TW: np.ndarray  # unit vectors, float32
+    weight_T: np.ndarray  # inverse frequency: a shared director says more than a shared decade
+    mean_W: np.ndarray  # for an item none of whose tokens is known
+
+    @classmethod
+    def fit(cls, vectors_NW: np.ndarray, tokens: Sequence[Sequence[str]], count_N: np.ndarray) -> Neighbourhood:
+        """From the unit vectors of items; those never seen (count 0) don't vote, unless nobody was seen."""
+        seen = count_N > 0 if (count_N > 0).any() else np.ones(len(count_N), bool)
+        names = sorted({word for known, is_seen in zip(tokens, seen, strict=True) if is_seen for word in known})
+        index = {word: i for i, word in enumerate(names)}
+        pairs = [(index[word], i) for i, known in enumerate(tokens) if seen[i] for word in known]
+        total, members = np.zeros((len(names), vectors_NW.shape[1])), np.zeros(len(names))
+        if pairs:
+            rows, owners = np.array(pairs).T
+            np.add.at(total, rows, vectors_NW[owners])
+            np.add.at(members, rows, 1)
+        weight = np.log(1 + seen.sum() / np.maximum(members, 1))
+        return cls(index, unit(total).astype(np.float32), weight.astype(np.float32), unit(vectors_NW[seen].mean(0, keepdims=True))[0].astype(np.float32))
+
+    def vector(self, tokens: Sequence[str]) -> np.ndarray:
+        """Unit vector, float32 [W], of an item with these tokens."""
+        known = [self.tokens[word] for word in tokens if word in self.tokens]
+        if not known:
+            return self.mean_W
+        return unit((self.weight_T[known, None] * self.centre_TW[known]).sum(0, keepdims=True))[0].astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        names = np.frombuffer(json.dumps(list(self.tokens)).encode(), np.uint8)
+        np.savez(path, allow_pickle=False, tokens=names, centre=self.centre_TW, weight=self.weight_T, mean=self.mean_W)
+
+    @classmethod
+    def load(cls, path: Path) -> Neighbourhood:
+        """Raises UGTError if the file is not there."""
+        if not Path(path).is_file():
+            raise UGTError(f"no neighbourhood of tokens at {path}. Run `ugt train word2vec` first.")
+        with np.load(path) as f:
+            names = json.loads(f["tokens"].tobytes())
+            return cls({word: i for i, word in enumerate(names)}, f["centre"], f["weight"], f["mean"])
+
+
+def item_vectors(
+    vectors: KeyedVectors, item_ids: Sequence[str], tokens: Sequence[Sequence[str]], count_N: np.ndarray, shrinkage: float
+) -> tuple[np.ndarray, Neighbourhood, dict[str, int]]:
+    """Unit vectors of all items, float32 [N, W], none of them zero; the neighbourhood they lean on; and how many had which source."""
+    own_NW = np.zeros((len(item_ids), vectors.vector_size), np.float32)
+    has = np.array([token("MOV", item_id) in vectors.key_to_index for item_id in item_ids])
+    raw = np.stack([vectors[token("MOV", item_id)] for item_id, known in zip(item_ids, has, strict=True) if known])
+    # without the direction all skip-gram vectors share, which in a small corpus hides every difference (Mu and Viswanath, 2018)
+    own_NW[has] = unit(raw - raw.mean(0))
+    near = Neighbourhood.fit(own_NW, tokens, count_N * has)
+    near_NW = np.stack([near.vector(known) for known in tokens])
+    own_weight = np.where(has, count_N / (count_N + shrinkage) if shrinkage else (count_N > 0), 0.0)[:, None]
+    mixed_NW = unit(own_weight * own_NW + (1 - own_weight) * near_NW).astype(np.float32)
+    told = np.array([any(word in near.tokens for word in known) for known in tokens])
+    figures = {
+        "items_seen": int((count_N > 0).sum()),
+        "items_from_metadata": int(((count_N == 0) & told).sum()),
+        "items_from_mean": int(((count_N == 0) & ~told).sum()),
+    }
+    return mixed_NW, near, figures
+
+
+def unit(x_NW: np.ndarray) -> np.ndarray:
+    """Rows of length one; a zero row stays zero."""
+    norm = np.linalg.norm(x_NW, axis=1, keepdims=True)
+    return x_NW / np.where(norm > 0, norm, 1)

@@ -1,0 +1,47 @@
+"""Word2Vec over the train part of the histories and the catalogue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ugt import histories
+from ugt.artifacts import CREDITS, ITEMS, read_table
+from ugt.word2vec import Word2VecConfig, catalogue_tokens, epochs, item_vectors, sentences, train_counts, train_vectors
+
+MIN_EVENTS = 3  # the shortest history that can be evaluated; its last two events are never training data
+
+
+def run(etl_dir: Path, histories_dir: Path, config: Word2VecConfig, out_dir: Path) -> dict[str, Any]:
+    """Write `word2vec.npy` (float32 [N, W], unit rows), `keyed_vectors.kv`, `neighbourhood.npz`, `train_counts.npy`; figures of the corpus.
+
+    The last two events of every user who could be evaluated are left out, whatever the evaluation settings are.
+    """
+    items, credits = read_table(etl_dir / "items", ITEMS).sort_by("item_index"), read_table(etl_dir / "credits", CREDITS)
+    item_ids, tokens = items.column("item_id").to_pylist(), catalogue_tokens(items, credits)
+    past = histories.load(histories_dir)
+    train_lengths = past.split(MIN_EVENTS).train_lengths
+    corpus, lines, words = out_dir / "corpus.txt", 0, 0
+    with open(corpus, "w", encoding="utf-8") as f:
+        for sentence in sentences(item_ids, tokens, past, train_lengths, config):
+            f.write(" ".join(sentence) + "\n")
+            lines, words = lines + 1, words + len(sentence)
+    vectors = train_vectors(corpus, words, config)
+    corpus.unlink()
+    count_N = train_counts(len(item_ids), past, train_lengths)
+    vector_NW, near, figures = item_vectors(vectors, item_ids, tokens, count_N, config.shrinkage)
+    np.save(out_dir / "word2vec.npy", vector_NW)
+    np.save(out_dir / "train_counts.npy", count_N)
+    near.save(out_dir / "neighbourhood.npz")
+    vectors.lifecycle_events = None  # holds the time of day: two equal runs would differ
+    vectors.save(str(out_dir / "keyed_vectors.kv"))
+    return {
+        "items": len(item_ids),
+        "width": config.width,
+        "tokens": len(vectors),
+        "sentences": lines,
+        "words": words,
+        "epochs": epochs(words, config),
+    } | figures
