@@ -105,7 +105,8 @@ def _ensure(name: str, home: Path) -> str:
                 return _url(name, started)
     log = state / f"{name}.log"
     tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) if log.exists() else "no log"
-    raise UGTError(f"the embedded {name} server did not start (log: {log}): {tail}. Free disk space or set stores.{'redis_url' if name == 'redis' else 'milvus_uri'}.")
+    setting = "stores.redis_url" if name == "redis" else "stores.milvus_uri"
+    raise UGTError(f"the embedded {name} server did not start (log: {log}): {tail}. Free disk space, or set {setting} to a server of your own.")
 
 
 def _start(name: str, state: Path, port: int, password: str) -> dict[str, Any] | None:
@@ -169,7 +170,8 @@ def _spawn(command: list[str], log: Path) -> int:
     """
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"OMP_NUM_THREADS": "1"}
     script = 'log="$1"; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
-    done = subprocess.run(["/bin/sh", "-c", script, "sh", str(log), *command], capture_output=True, text=True, check=True, start_new_session=True, env=env, cwd=str(log.parent))
+    shell = ["/bin/sh", "-c", script, "sh", str(log), *command]
+    done = subprocess.run(shell, capture_output=True, text=True, check=True, start_new_session=True, env=env, cwd=str(log.parent))
     return int(done.stdout)
 
 
@@ -228,12 +230,8 @@ def _process(record: dict[str, Any]) -> psutil.Process | None:
 
 def _strays(data: Path) -> list[psutil.Process]:
     """Processes that serve this very data folder, found by their command line."""
-    found = []
     marks = {str(data), str(data / "redis.conf")}
-    for process in psutil.process_iter(["cmdline"]):
-        if process.pid != os.getpid() and marks & set((process.info["cmdline"] or [])[1:]):
-            found.append(process)
-    return found
+    return [p for p in psutil.process_iter(["cmdline"]) if p.pid != os.getpid() and marks & set((p.info["cmdline"] or [])[1:])]
 
 
 def _end(process: psutil.Process) -> None:

@@ -2,13 +2,14 @@
 
 Keys (all under `ugt:`):
   user:<id>            hash    profile (gender, age, occupation) and counters (`count:<action>`, `last_active`)
-  user:<id>:history    list    `timestamp|action|value|item_id`, oldest first, the last HISTORY_LIMIT events
-  user:<id>:seen       set     every item the user ever had an event with
-  user:<id>:exposed    zset    item_id by the time it was shown; forgotten after the exposure window
+  history:<id>         list    `timestamp|action|value|item_id`, oldest first, the last HISTORY_LIMIT events
+  seen:<id>            set     every item the user ever had an event with
+  exposed:<id>         zset    item_id by the time it was shown; forgotten after the exposure window
   popular:<segment>    zset    item_id by number of events; `popular:all` holds every item of the catalogue, so it also says which items exist
   item:<id>            hash    counters by action
   events               stream  every accepted event, in order; `data/` drains it
   materialized         string  key of the data that was loaded last; absent while a load is under way
+The kind comes before the id, so that no id, whatever it holds, can name another user's key.
 
 An event is one MULTI: the stream entry and everything the next request reads become visible together, and, with `appendfsync always`, on disk
 together before the answer. Nothing on this path is cached, so there is nothing to go stale.
@@ -21,7 +22,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ugt.schema import ACTIONS, Event, User, UGTError
+from ugt.schema import ACTIONS, Event, UGTError, User
 
 HISTORY_LIMIT = 1000  # events kept for the model, whose window is far shorter; `seen` keeps every item
 PREFIX = "ugt:"
@@ -53,7 +54,7 @@ def segment_of(user: User | None) -> str:
     """Popularity segment of a profile: gender and decade of age where known, else everybody."""
     if user is None or (user.gender is None and user.age is None):
         return ALL
-    age = "?" if user.age is None else f"{user.age // 10}0s"
+    age = "?" if user.age is None else f"{user.age // 10 * 10}s"
     return f"{user.gender or '?'}/{age}"
 
 
@@ -80,28 +81,27 @@ class OnlineFeatures:
 
     async def user_state(self, user_id: str, now: float, history_length: int) -> UserState:
         """Profile, last `history_length` events, all seen items, items shown within the exposure window."""
-        key = _user(user_id)
         pipe = self.redis.pipeline(transaction=False)
-        pipe.hmget(key, "known", "gender", "age", "occupation")
-        pipe.lrange(key + ":history", -history_length, -1)
-        pipe.smembers(key + ":seen")
-        pipe.zrangebyscore(key + ":exposed", now - self.exposure_seconds, "+inf")
+        pipe.hmget(_key("user", user_id), "known", "gender", "age", "occupation")
+        pipe.lrange(_key("history", user_id), -history_length, -1)
+        pipe.smembers(_key("seen", user_id))
+        pipe.zrangebyscore(_key("exposed", user_id), now - self.exposure_seconds, "+inf")
         (known, gender, age, occupation), history, seen, exposed = await pipe.execute()
         profile = User(user_id=user_id, gender=gender, age=int(age) if age is not None else None, occupation=occupation) if known else None
         return UserState(user_id, profile, [_unpack(text) for text in history], set(seen), set(exposed))
 
     async def popular(self, segment: str, start: int, count: int) -> list[tuple[str, float]]:
         """(item_id, number of events), most popular first; ties in reverse order of item_id (Redis' own rule, stable)."""
-        return await self.redis.zrevrange(f"{PREFIX}popular:{segment}", start, start + count - 1, withscores=True)
+        return await self.redis.zrevrange(_key("popular", segment), start, start + count - 1, withscores=True)
 
     async def has_item(self, item_id: str) -> bool:
-        return await self.redis.zscore(f"{PREFIX}popular:{ALL}", item_id) is not None
+        return await self.redis.zscore(_key("popular", ALL), item_id) is not None
 
     async def seen_by(self, user_ids: Sequence[str]) -> list[set[str]]:
         """The seen items of many users, in their order."""
         pipe = self.redis.pipeline(transaction=False)
         for user_id in user_ids:
-            pipe.smembers(_user(user_id) + ":seen")
+            pipe.smembers(_key("seen", user_id))
         return [set(s) for s in await pipe.execute()]
 
     # --- writes of a request
@@ -110,7 +110,7 @@ class OnlineFeatures:
         """Remember what was shown, so that the next request within the window does not repeat it."""
         if not item_ids:
             return
-        key = _user(user_id) + ":exposed"
+        key = _key("exposed", user_id)
         pipe = self.redis.pipeline(transaction=True)
         pipe.zadd(key, dict.fromkeys(item_ids, now))
         pipe.zremrangebyscore(key, "-inf", now - self.exposure_seconds)
@@ -141,7 +141,7 @@ class OnlineFeatures:
         await self.redis.delete(MATERIALIZED)
         doomed: list[str] = []
         async for key in self.redis.scan_iter(match=PREFIX + "*", count=5000):
-            if key != STREAM and not key.endswith(":exposed"):
+            if key != STREAM and not key.startswith(PREFIX + "exposed:"):
                 doomed.append(key)
             if len(doomed) >= 5000:
                 await self.redis.unlink(*doomed)
@@ -152,7 +152,6 @@ class OnlineFeatures:
     async def load_users(self, users: Iterable[tuple[User, list[PastEvent]]], batch: int = 200) -> None:
         pipe = self.redis.pipeline(transaction=False)
         for user, history in users:
-            key = _user(user.user_id)
             counts: dict[str, int] = {}
             for event in history:
                 counts[event.action] = counts.get(event.action, 0) + 1
@@ -160,9 +159,9 @@ class OnlineFeatures:
             fields |= {f"count:{a}": n for a, n in counts.items()}
             if history:
                 fields["last_active"] = max(e.timestamp for e in history)
-                pipe.rpush(key + ":history", *[_pack(e) for e in history[-HISTORY_LIMIT:]])
-                pipe.sadd(key + ":seen", *{e.item_id for e in history})
-            pipe.hset(key, mapping=fields)
+                pipe.rpush(_key("history", user.user_id), *[_pack(e) for e in history[-HISTORY_LIMIT:]])
+                pipe.sadd(_key("seen", user.user_id), *{e.item_id for e in history})
+            pipe.hset(_key("user", user.user_id), mapping=fields)
             if len(pipe) >= 3 * batch:
                 await pipe.execute()
         await pipe.execute()
@@ -171,7 +170,7 @@ class OnlineFeatures:
         """Number of events by item. The segment `all` must hold every item of the catalogue, with 0 where nobody touched it."""
         items = list(counts.items())
         for start in range(0, len(items), batch):
-            await self.redis.zadd(f"{PREFIX}popular:{segment}", dict(items[start : start + batch]))
+            await self.redis.zadd(_key("popular", segment), dict(items[start : start + batch]))
 
     async def replay(self) -> int:
         """Apply the event stream to what was loaded; returns the number of events applied. Events of items that are gone stay in the stream only."""
@@ -209,19 +208,19 @@ class OnlineFeatures:
 
 def _apply(pipe: Any, event: Event) -> None:
     """The effect of one event on everything a request reads."""
-    key = _user(event.user_id)
-    pipe.rpush(key + ":history", _pack(PastEvent(event.item_id, event.action, event.value, event.timestamp)))
-    pipe.ltrim(key + ":history", -HISTORY_LIMIT, -1)
-    pipe.sadd(key + ":seen", event.item_id)
-    pipe.hset(key, mapping={"known": 1, "last_active": event.timestamp})
-    pipe.hincrby(key, f"count:{event.action}", 1)
-    pipe.hincrby(f"{PREFIX}item:{event.item_id}", event.action, 1)
+    history, user = _key("history", event.user_id), _key("user", event.user_id)
+    pipe.rpush(history, _pack(PastEvent(event.item_id, event.action, event.value, event.timestamp)))
+    pipe.ltrim(history, -HISTORY_LIMIT, -1)
+    pipe.sadd(_key("seen", event.user_id), event.item_id)
+    pipe.hset(user, mapping={"known": 1, "last_active": event.timestamp})
+    pipe.hincrby(user, f"count:{event.action}", 1)
+    pipe.hincrby(_key("item", event.item_id), event.action, 1)
     if event.action != "dislike":
-        pipe.zincrby(f"{PREFIX}popular:{ALL}", 1, event.item_id)
+        pipe.zincrby(_key("popular", ALL), 1, event.item_id)
 
 
-def _user(user_id: str) -> str:
-    return f"{PREFIX}user:{user_id}"
+def _key(kind: str, name: str) -> str:
+    return f"{PREFIX}{kind}:{name}"
 
 
 def _pack(event: PastEvent) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ugt.schema import Item, ItemType, Record, User, UGTError
+from ugt.schema import Item, Record, UGTError, User
 
 METADATA = sa.MetaData()
 ITEMS = sa.Table(
@@ -64,13 +64,14 @@ class Records:
         try:
             self.engine = sa.create_engine(url, pool_pre_ping=True)
         except sa.exc.ArgumentError as error:
-            raise UGTError(f"stores.sql_url is not a database address: {url!r}. Example: postgresql+psycopg://user:secret@host/ugt") from error
+            raise UGTError("stores.sql_url is not a database address. Example: postgresql+psycopg://user:secret@host/ugt") from error
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _sqlite_pragmas)
         try:
             METADATA.create_all(self.engine)
         except sa.exc.OperationalError as error:
-            raise UGTError(f"the SQL database at {self.engine.url.render_as_string(hide_password=True)} does not open: {error.orig}. Start it or correct stores.sql_url.") from error
+            shown = self.engine.url.render_as_string(hide_password=True)
+            raise UGTError(f"the SQL database at {shown} does not open: {error.orig}. Start it or correct stores.sql_url.") from error
 
     def close(self) -> None:
         self.engine.dispose()
@@ -90,19 +91,11 @@ class Records:
             for rows in _batches(u.model_dump() for u in users):
                 c.execute(USERS.insert(), rows)
 
-    def items(self) -> Iterator[Item]:
-        """All items in order of item_id."""
+    def catalogue(self) -> dict[str, tuple[str, str, list[str]]]:
+        """item_id -> (item type, title, genres) of every item."""
+        query = sa.select(ITEMS.c.item_id, ITEMS.c.item_type, ITEMS.c.title, ITEMS.c.genres)
         with self.engine.connect() as c:
-            for row in c.execution_options(yield_per=2000).execute(sa.select(ITEMS).order_by(ITEMS.c.item_id)).mappings():
-                yield Item(**{**row, "genres": json.loads(row["genres"]), "countries": json.loads(row["countries"])})
-
-    def catalogue(self) -> dict[str, tuple[ItemType, frozenset[str]]]:
-        """item_id -> (item type, genres): what a filter can ask for."""
-        return {i.item_id: (i.item_type, frozenset(i.genres)) for i in self.items()}
-
-    def user_ids(self) -> list[str]:
-        with self.engine.connect() as c:
-            return list(c.scalars(sa.select(USERS.c.user_id).order_by(USERS.c.user_id)))
+            return {row[0]: (row[1], row[2], json.loads(row[3])) for row in c.execution_options(yield_per=5000).execute(query)}
 
     def put_version(self, name: str, version: str, data_key: str, figures: dict[str, Any]) -> None:
         """Say that a version's data is in the stores, replacing what was said of it before."""

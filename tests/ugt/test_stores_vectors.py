@@ -1,0 +1,55 @@
+"""Vectors in a real Milvus Lite server: what is written is what a replica reads."""
+
+import numpy as np
+import pytest
+
+from ugt.schema import UGTError
+from ugt.stores import embedded
+from ugt.stores.vectors import VectorStore, dense_space
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    home = tmp_path_factory.mktemp("milvus")
+    yield VectorStore(embedded.ensure_milvus(home))
+    embedded.stop(home)
+
+
+def test_a_snapshot_is_bit_for_bit_what_was_written_in_order(store):
+    x = np.random.default_rng(0).standard_normal((2503, 8)).astype(np.float32)
+    ids = [f"tt{i:04d}" for i in range(len(x))]
+    store.replace("fused", ids, x)
+    read_ids, read = store.read("fused")
+    assert read_ids == ids
+    assert (read == x).all()
+    assert store.count("fused") == len(x)
+
+
+def test_a_space_is_replaced_whole(store):
+    store.replace("word2vec", ["a", "b", "c"], np.ones((3, 4), np.float32))
+    store.replace("word2vec", ["a", "b"], np.zeros((2, 6), np.float32))
+    ids, x = store.read("word2vec")
+    assert ids == ["a", "b"]
+    assert x.shape == (2, 6)
+    store.drop("word2vec")
+    assert "word2vec" not in store.spaces()
+    assert store.count("word2vec") == 0
+
+
+def test_a_missing_space_says_how_to_load_it(store):
+    with pytest.raises(UGTError, match="ugt data materialize"):
+        store.read(dense_space("v0009-ffffffff"))
+
+
+def test_bad_vectors_are_refused_before_anything_is_dropped(store):
+    store.replace("fused", ["a"], np.ones((1, 2), np.float32))
+    with pytest.raises(UGTError, match="finite"):
+        store.replace("fused", ["a"], np.full((1, 2), np.nan, np.float32))
+    with pytest.raises(UGTError, match="2 items"):
+        store.replace("fused", ["a", "b"], np.ones((1, 2), np.float32))
+    assert store.count("fused") == 1
+
+
+def test_an_address_where_nobody_listens_is_named():
+    with pytest.raises(UGTError, match=r"127\.0\.0\.1:9"):
+        VectorStore("http://127.0.0.1:9", timeout_s=1)
