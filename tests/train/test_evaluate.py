@@ -1,0 +1,158 @@
+"""Evaluation through real Ray actors on a small world: everything in metrics.json can be recomputed from the written predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from train import evaluate
+from ugt import histories as history_files
+from ugt.artifacts import HISTORIES, PREDICTIONS, USERS, write_table
+from ugt.model.config import DecodingConfig, ModelConfig
+from ugt.model.inputs import UserVocabulary
+from ugt.schema import UGTError
+from ugt.scoring import new_model, save_checkpoint
+from ugt.semantic_ids import SemanticIds
+from ugt.settings import EvaluationConfig
+
+ITEMS, PEOPLE = 70, 60
+CONFIG = EvaluationConfig(bootstrap_samples=100, knn_neighbours=20)
+DECODING = DecodingConfig(beam_width=50)
+
+
+class World:
+    """Histories, users, semantic IDs, an untrained checkpoint and the truth of an oracle that knows the target of every second user."""
+
+    def __init__(self, root: Path):
+        import torch
+
+        self.root = root
+        rng = np.random.default_rng(0)
+        # skewed, some repeats, one user too short to be evaluated
+        lists = [rng.choice(ITEMS, int(rng.integers(3, 25)), p=np.arange(ITEMS, 0, -1) / sum(range(ITEMS + 1))).tolist() for _ in range(PEOPLE - 1)] + [[1, 2]]
+        users = [f"u{i:03d}" for i in range(PEOPLE)]
+        columns = [users, lists, [[1] * len(x) for x in lists], [[4.0] * len(x) for x in lists], [list(range(1_000, 1_000 + len(x))) for x in lists]]
+        write_table(pa.Table.from_arrays([pa.array(c, t) for c, t in zip(columns, HISTORIES.types, strict=True)], schema=HISTORIES), root / "histories")
+        ages = [None if i % 3 == 0 else 20 + 10 * (i % 2) for i in range(PEOPLE)]
+        write_table(pa.table({"user_id": users, "gender": [None] * PEOPLE, "age": ages, "occupation": [None] * PEOPLE}, schema=USERS), root / "users")
+        codes = np.array([(i % 4, i // 4 % 4, i // 16) for i in range(ITEMS)])
+        self.item_ids = [f"tt{i:04d}" for i in range(ITEMS)]
+        (root / "semantic_ids").mkdir()
+        SemanticIds.from_codes(codes, self.item_ids, 4, 4, 8).save(root / "semantic_ids")
+        np.save(root / "semantic_ids" / "item_vectors.npy", rng.normal(size=(ITEMS, 8)).astype(np.float32))
+        torch.manual_seed(0)
+        model = new_model(ModelConfig(width=16, encoder_layers=1), root / "semantic_ids", UserVocabulary.fit([], []))
+        save_checkpoint(model, root / "checkpoint", fusion={"method": "log_probability", "weight": 0.5})
+        self.lists = dict(zip(users, lists, strict=True))
+        oracle = users[:-1:2]
+        rows = [["gone", self.item_ids[self.lists[u][-1]]] for u in oracle]  # an item the catalogue dropped is passed over
+        truth = pa.table({"user_id": oracle, "head": ["oracle"] * len(oracle), "filtered": [True] * len(oracle), "item_ids": rows}, schema=PREDICTIONS)
+        pq.write_table(truth, root / "truth.parquet")
+
+    def evaluate(self, out: Path, **changes) -> dict:
+        r = self.root
+        arguments = {
+            "histories_dir": r / "histories",
+            "users_dir": r / "users",
+            "semantic_ids_dir": r / "semantic_ids",
+            "checkpoint_dir": r / "checkpoint",
+            "truth": r / "truth.parquet",
+            "config": CONFIG,
+            "decoding": DECODING,
+            "out_dir": out,
+        }
+        return evaluate.run(**(arguments | changes))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.mark.ray
+def test_an_evaluation_is_honest_and_repeatable(ray_session: None, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = world.evaluate(tmp_path / "first")
+    report = json.loads((tmp_path / "first" / "metrics.json").read_text())
+    predictions = pl.read_parquet(tmp_path / "first" / "predictions.parquet")
+
+    # who was ranked, by whom
+    evaluated = [u for u in world.lists if len(world.lists[u]) >= 3]
+    heads = {"fused", "generative", "dense", "popularity", "popularity_by_segment", "item_knn"}
+    assert set(predictions["head"]) == heads | {"oracle"}
+    for head in heads:
+        for filtered in (True, False):
+            assert predictions.filter((pl.col("head") == head) & (pl.col("filtered") == filtered))["user_id"].to_list() == evaluated
+    assert report["protocol"]["users_evaluated"] == len(evaluated) == PEOPLE - 1
+    assert report["protocol"]["users_of_oracle"] == 30
+
+    # every list: real items, none twice, nothing seen but the target, and the same figures by plain loops
+    for (head, filtered), rows in predictions.group_by("head", "filtered"):
+        hits, gains = [], []
+        for user, listed in rows.select("user_id", "item_ids").iter_rows():
+            seen, target = [world.item_ids[i] for i in world.lists[user][:-1]], world.item_ids[world.lists[user][-1]]
+            assert len(listed) == len(set(listed)) <= 50
+            assert set(listed) <= set(world.item_ids)
+            assert not filtered or not (set(listed) & set(seen)) - {target}
+            place = listed.index(target) if target in listed[:10] else None
+            hits.append(place is not None)
+            gains.append(0.0 if place is None else 1 / np.log2(place + 2))
+        section = report["heads" if head in evaluate.HEADS else "baselines"][head]["filtered" if filtered else "unfiltered"]
+        assert section["recall@10"] == pytest.approx(np.mean(hits), abs=1e-12), (head, filtered)
+        assert section["ndcg@10"] == pytest.approx(np.mean(gains), abs=1e-12), (head, filtered)
+        if head == "fused" and filtered:
+            assert report["metrics"]["ugt"]["recall@10"] == shown["recall@10"] == section["recall@10"]
+    assert report["metrics"]["oracle"]["recall@10"] == 1.0
+
+    # popularity counts the training part only
+    counts = np.bincount([i for u in world.lists for i in (world.lists[u][:-2] if u in evaluated else world.lists[u])], minlength=ITEMS)
+    order = [world.item_ids[i] for i in sorted(range(ITEMS), key=lambda i: (-counts[i], i))]
+    unfiltered = predictions.filter((pl.col("head") == "popularity") & ~pl.col("filtered"))["item_ids"].to_list()
+    assert all(listed == order[:50] for listed in unfiltered)
+
+    # intervals hold their figures; an untrained model knows no more of a stranger than popularity does
+    low, high = report["intervals"]["ugt_recall@10"]
+    assert low <= report["metrics"]["ugt"]["recall@10"] <= high
+    assert {f"ugt_{w}_{m}_recall@10" for w in ("minus", "over") for m in ("popularity", "item_knn", "oracle")} <= set(report["intervals"])
+    assert report["permuted"]["falls_to_popularity"] is True
+
+    # one actor instead of two: the same bytes
+    monkeypatch.setattr("train.evaluate.ray.cluster_resources", lambda: {"CPU": 1.0})
+    world.evaluate(tmp_path / "second")
+    for name in ("metrics.json", "predictions.parquet"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_permuted_histories_keep_the_target_and_nobodys_own_history(world: World) -> None:
+    split = history_files.load(world.root / "histories").split()
+    rows = np.flatnonzero(split.evaluated)
+    work = evaluate.Workload(split, rows, np.arange(len(rows))[:, None], np.arange(len(rows)))
+    permuted = evaluate._permuted(work, seed=0)
+    given = permuted.codes_UA[:, 0]
+    assert sorted(given) == list(range(len(rows)))
+    assert not (given == np.arange(len(rows))).any()
+    for row, other in enumerate(given):
+        theirs, example = split.example(int(rows[other]), "test"), permuted.split.example(int(permuted.rows_U[row]), "test")
+        assert example.items.tolist() == theirs.items.tolist()
+        assert example.target_timestamp == theirs.target_timestamp
+        assert example.target == split.example(int(rows[row]), "test").target
+
+
+@pytest.mark.ray
+def test_what_cannot_be_evaluated_is_said(ray_session: None, world: World, tmp_path: Path) -> None:
+    short = [["a"], [[1, 2]], [[1, 1]], [[1.0, 1.0]], [[1, 2]]]
+    write_table(pa.Table.from_arrays([pa.array(c, t) for c, t in zip(short, HISTORIES.types, strict=True)], schema=HISTORIES), tmp_path / "histories")
+    with pytest.raises(UGTError, match="3 events or more"):
+        world.evaluate(tmp_path / "out", histories_dir=tmp_path / "histories")
+    stranger = pa.table({"user_id": ["nobody"], "head": ["oracle"], "filtered": [True], "item_ids": [["x"]]}, schema=PREDICTIONS)
+    pq.write_table(stranger, tmp_path / "truth.parquet")
+    with pytest.raises(UGTError, match="none of the users and items"):
+        world.evaluate(tmp_path / "out", truth=tmp_path / "truth.parquet")
+    with pytest.raises(UGTError, match="no checkpoint"):
+        world.evaluate(tmp_path / "out", checkpoint_dir=tmp_path)
+    assert not (tmp_path / "out").exists()
