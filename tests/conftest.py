@@ -116,3 +116,35 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("not run: needs real data; set UGT_DATA_DIR to the folder that holds movielens/, imdb/, amazon-2014/")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with hand-made `items/ people/ credits/ histories/`: 120 items in 4 genres, 80 users who each keep to one genre; items 0 and 1 are never seen."""
+    import numpy as np
+    import pyarrow as pa
+
+    from ugt.artifacts import CREDITS, HISTORIES, ITEMS, PEOPLE, write_table
+
+    folder, rng, genres = tmp_path_factory.mktemp("catalogue"), np.random.default_rng(0), ["Comedy", "Drama", "Horror", "War"]
+    items = [
+        {"item_index": i, "item_id": f"tt{i:04d}", "item_type": "movie", "title": f"Film {i}", "original_title": None, "year": 1950 + i % 60}
+        | {"runtime_minutes": 80 + i % 50, "genres": [genres[i % 4]], "countries": ["us"] if i % 3 else [], "rating": 5.0 + i % 5, "votes": 10 * i}
+        | {"description": "a story" if i % 2 else None, "imdb_id": None}
+        for i in range(120)
+    ]
+    items[1] |= {"genres": [], "year": None, "rating": None, "votes": None, "runtime_minutes": None, "countries": None, "description": None}
+    credits = [
+        {"item_index": i, "item_id": f"tt{i:04d}", "person_id": f"nm{i % 4 + 4 * (i % 5 * role):03d}", "role": ("director", "actor")[role], "ordering": role}
+        for i in range(2, 120)
+        for role in range(2)
+    ]
+    names = sorted({row["person_id"] for row in credits})
+    people = [{"person_id": p, "name": f"Person {p}", "birth_year": None, "professions": []} for p in names]
+    histories = []
+    for u in range(80):
+        seen = rng.permutation(np.arange(4 + u % 4, 120, 4))[: rng.integers(5, 15)].tolist()
+        histories.append({"user_id": f"u{u:03d}", "item_index": seen, "action": [9] * len(seen), "value": [4.0] * len(seen), "timestamp": list(range(len(seen)))})
+    for name, rows, schema in (("items", items, ITEMS), ("people", people, PEOPLE), ("credits", credits, CREDITS), ("histories", histories, HISTORIES)):
+        write_table(pa.Table.from_pylist(rows, schema=schema), folder / name)
+    return folder
