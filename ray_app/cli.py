@@ -117,6 +117,16 @@ _step_command(train_app, "ugt", "ugt_stage3", "The model: next-token, then contr
 _step_command(export_app, "onnx", "export", "The constrained decode as ONNX graphs, checked against PyTorch.")
 
 
+@data_app.command("materialize")
+def data_materialize(config: ConfigPath = None, version: Annotated[str, typer.Option(help="A version, or production.")] = "production") -> None:
+    """Load the online stores (Redis, Milvus, SQL) with the data of a model version."""
+    from ray_app import serving
+
+    settings = settings_of(config)
+    figures = serving.load_stores(settings, serving.find(settings, version))
+    console.print(" " + " · ".join(f"{key} {value}" for key, value in figures.items()), highlight=False, soft_wrap=True)
+
+
 @data_app.command("download")
 def data_download(
     name: Annotated[str, typer.Argument(help="imdb or movielens-latest-small.")], to: Annotated[Path, typer.Option(help="Folder to download into.")]
@@ -197,6 +207,70 @@ def models_rollback(config: ConfigPath = None) -> None:
 
     settings = settings_of(config)
     console.print(f" {Registry(settings.registry_location).rollback(settings.serve.model_name)} is in production", highlight=False)
+
+
+@serve_app.command("run")
+def serve_run(config: ConfigPath = None, version: Annotated[str, typer.Option(help="A version, or production.")] = "production") -> None:
+    """Serve a version over HTTP until Ctrl-C."""
+    import signal
+
+    from ray_app import serving
+    from ray_app.cluster import connected
+
+    settings = settings_of(config)
+    found = serving.find(settings, version)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `kill` takes the graph down as Ctrl-C does
+    with connected(settings.ray) as dashboard, serving.served(settings, found) as base_url:
+        console.print(f" serving {found.number} on {base_url}   API {base_url}/docs   dashboard {dashboard}   Ctrl-C ends it", highlight=False, soft_wrap=True)
+        signal.pause()
+
+
+@serve_app.command("status")
+def serve_status(config: ConfigPath = None, json_path: JsonPath = None) -> None:
+    """Whether the server answers, and the state of each part it depends on."""
+    import httpx
+
+    settings = settings_of(config)
+    url = f"http://{settings.serve.host}:{settings.serve.port}/ready"
+    try:
+        answer = httpx.get(url, timeout=10)
+    except httpx.HTTPError as error:
+        raise UGTError(f"nothing answers at {url}. Start it: ugt serve run") from error
+    console.print_json(answer.text)
+    write_json(json_path, answer.json())
+    if answer.status_code != 200:
+        raise UGTError("the server is up but not ready: the part that is not 'ok' is named above.")
+
+
+@serve_app.command("config")
+def serve_config() -> None:
+    """Print the file for `serve deploy` and RayService."""
+    from ray_app.jobs import root
+
+    console.print((root() / "configs" / "serve.yaml").read_text(), highlight=False, markup=False, soft_wrap=True)
+
+
+@bench_app.command("serve")
+def bench_serve(
+    config: ConfigPath = None,
+    requests: Annotated[int, typer.Option(help="Requests in all.")] = 10_000,
+    concurrency: Annotated[int, typer.Option(help="Clients of the second part.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of users, filters and sizes.")] = 0,
+    json_path: JsonPath = None,
+) -> None:
+    """Load on the production version: latency, throughput, and every answer judged for illegal items."""
+    from ray_app import serving
+    from ray_app.bench import serve as bench
+    from ray_app.cluster import connected
+
+    settings = settings_of(config)
+    version = serving.find(settings)
+    with connected(settings.ray), serving.served(settings, version) as base_url:
+        report = bench.run(base_url, version.steps["etl"], version.steps["histories"], requests=requests, concurrency=concurrency, seed=seed)
+    console.print_json(json.dumps(report))
+    write_json(json_path, report)
+    if report["illegal"]:
+        raise UGTError(f"{report['illegal']} illegal items were recommended: see `faults` above.")
 
 
 @job_app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

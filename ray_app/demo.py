@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import random
@@ -12,58 +13,41 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.table import Table
-from ugt.client import Client
 
-from ray_app import pipeline
+from ray_app import pipeline, serving
 from ray_app.bench import serve as bench
 from ray_app.cluster import connected
 from ray_app.report import PeakMemory, Progress, metrics_table
 from ugt.artifacts import Artifact, read_table
-from ugt.registry import Registry
+from ugt.client import Client
 from ugt.settings import Settings
 
 REQUESTS = 500
 
 
-def publish(settings: Settings, artifacts: dict[str, Artifact], progress: Progress) -> str:
-    """Put the exported model into the registry (once: equal content keeps its version) and make it the production version."""
-    start = time.monotonic()
-    registry = Registry(settings.registry_location)
-    export = artifacts["export"]
-    before = set(registry.versions(settings.serve.model_name))
-    card = {"inputs": {name: a.key for name, a in artifacts.items()}, "figures": dict(export.manifest.figures)}
-    version = registry.publish(settings.serve.model_name, export.path, card)
-    registry.promote(settings.serve.model_name, version)
-    progress.done("registry", time.monotonic() - start, version in before, {"version": version})
-    return version
-
-
 def run(settings: Settings, console: Console) -> dict[str, Any]:
     """Run everything; returns the report that `--json` writes (docs/demo.md names its fields)."""
-    from data.feature_store import materialize
-
-    from serve import app
 
     start = time.monotonic()
     progress = Progress(console)
     with PeakMemory() as memory, connected(settings.ray) as dashboard:
         _introduce(settings, console, dashboard)
         artifacts = pipeline.run(settings, progress)
-        version = publish(settings, artifacts, progress)
+        begun = time.monotonic()
+        version, known = serving.publish(settings, artifacts)
+        progress.done("registry", time.monotonic() - begun, known, {"version": version})
 
         begun = time.monotonic()
-        with progress.running("serve", "stores and serving graph"):
-            stored = materialize(artifacts["histories"].path, artifacts["etl"].path, settings.stores, settings.home)
-            base_url = app.start(settings, version)
-        try:
-            progress.done("serve", time.monotonic() - begun, False, {"url": base_url, **{k: v for k, v in stored.items() if isinstance(v, int)}})
+        etl_dir, histories_dir = artifacts["etl"].path, artifacts["histories"].path
+        with contextlib.ExitStack() as stack:
+            with progress.running("serve", "stores and serving graph"):
+                base_url = stack.enter_context(serving.served(settings, serving.find(settings, version)))
+            progress.done("serve", time.monotonic() - begun, False, {"url": base_url})
             begun = time.monotonic()
             with progress.running("requests", f"{REQUESTS} real requests, then feedback"):
-                serving = bench.exercise(base_url, artifacts["etl"].path, artifacts["histories"].path, requests=REQUESTS, seed=settings.seed)
-            progress.done("requests", time.monotonic() - begun, False, {k: serving[k] for k in ("requests", "illegal_items", "p50_ms", "p99_ms")})
+                answered = bench.exercise(base_url, etl_dir, histories_dir, requests=REQUESTS, seed=settings.seed)
+            progress.done("requests", time.monotonic() - begun, False, {k: answered[k] for k in ("requests", "illegal_items", "p50_ms", "p99_ms")})
             examples = examples_of(base_url, artifacts, settings.seed)
-        finally:
-            app.stop(settings)
     evaluation = json.loads((artifacts["evaluate"].path / "metrics.json").read_text())
     report = {
         "total_seconds": round(time.monotonic() - start, 1),
@@ -79,8 +63,8 @@ def run(settings: Settings, console: Console) -> dict[str, Any]:
         "intervals": evaluation["intervals"],
         "permuted": evaluation["permuted"],
         "export": artifacts["export"].manifest.figures,
-        "serving": {k: v for k, v in serving.items() if k != "feedback_visible"},
-        "feedback_visible": serving["feedback_visible"],
+        "serving": {k: v for k, v in answered.items() if k != "feedback_visible"},
+        "feedback_visible": answered["feedback_visible"],
         "model_version": version,
         "host": host(),
     }
@@ -127,10 +111,10 @@ def _conclude(settings: Settings, console: Console, report: dict[str, Any], exam
     if "oracle" in report["metrics"]:
         share = report["metrics"]["ugt"]["recall@10"] / max(report["metrics"]["oracle"]["recall@10"], 1e-9)
         console.print(f" The oracle knows each generated user's true taste: it is the ceiling. UGT reaches {share:.0%} of it.", highlight=False)
-    serving = report["serving"]
+    answered = report["serving"]
     console.print(
-        f" Served {serving['requests']} requests: p50 {serving['p50_ms']:.1f} ms, p99 {serving['p99_ms']:.1f} ms, "
-        f"illegal items {serving['illegal_items']}, feedback visible in the next answer: {'yes' if report['feedback_visible'] else 'NO'}",
+        f" Served {answered['requests']} requests: p50 {answered['p50_ms']:.1f} ms, p99 {answered['p99_ms']:.1f} ms, "
+        f"illegal items {answered['illegal_items']}, feedback visible in the next answer: {'yes' if report['feedback_visible'] else 'NO'}",
         highlight=False,
         soft_wrap=True,
     )

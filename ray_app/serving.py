@@ -1,0 +1,81 @@
+"""A model version and the serving graph: publish, load the stores it needs, bring the graph up and down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.feature_store import materialize
+from serve import app
+from ugt.artifacts import Artifact, ArtifactStore
+from ugt.registry import PRODUCTION, Registry
+from ugt.schema import UGTError
+from ugt.settings import Settings
+
+# a vector space of /similar, by the step and the file that hold its vectors
+SPACES = {"fused": ("fusion", "fused.npy"), "word2vec": ("word2vec", "word2vec.npy")}
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version in the registry and the folders of the steps it was made from."""
+
+    name: str
+    number: str
+    folder: Path
+    steps: Mapping[str, Path]
+
+
+def publish(settings: Settings, artifacts: Mapping[str, Artifact]) -> tuple[str, bool]:
+    """Put an exported model into the registry and into production; returns the version and whether it was there already."""
+    registry, name = Registry(settings.registry_location), settings.serve.model_name
+    before = registry.versions(name)
+    card = {"inputs": {step: artifact.key for step, artifact in artifacts.items()}, "figures": dict(artifacts["export"].manifest.figures)}
+    version = registry.publish(name, artifacts["export"].path, card)
+    registry.promote(name, version)
+    return version, version in before
+
+
+def find(settings: Settings, version: str = PRODUCTION) -> Version:
+    """A published version with the artifacts named in its lineage. Raises UGTError if there is none, or if its artifacts are gone."""
+    registry, name = Registry(settings.registry_location), settings.serve.model_name
+    if version == PRODUCTION and registry.production(name) is None:
+        raise UGTError(f"no version of '{name}' is in production in {settings.registry_location}. Make one: ugt demo")
+    manifest = registry.manifest(name, version)
+    store = ArtifactStore(settings.home)
+    steps = {}
+    for step, key in manifest.card.get("inputs", {}).items():
+        artifact = store.find(step, key)
+        if artifact is None:
+            raise UGTError(f"version {manifest.version} was made from {step}/{key}, which is not in {store.home}/artifacts. Make it again: ugt demo")
+        steps[step] = artifact.path
+    return Version(name=name, number=manifest.version, folder=registry.resolve(name, manifest.version), steps=steps)
+
+
+def load_stores(settings: Settings, version: Version) -> dict[str, Any]:
+    """Histories and popularity to Redis, vectors to Milvus, items and users to SQL; quick if they are there already."""
+    spaces = {space: version.steps[step] / file for space, (step, file) in SPACES.items()}
+    return materialize(
+        version.steps["histories"],
+        version.steps["etl"],
+        settings.stores,
+        settings.home,
+        name=version.name,
+        version=version.number,
+        version_dir=version.folder,
+        spaces=spaces,
+    )
+
+
+@contextmanager
+def served(settings: Settings, version: Version) -> Iterator[str]:
+    """The graph, up for the length of the block; yields its base URL. Stores that were started for it are stopped with it. Ray must be connected."""
+    app.check_port(settings.serve.host, settings.serve.port)
+    try:
+        load_stores(settings, version)
+        yield app.start(settings, version.number)
+    finally:
+        app.stop(settings)
