@@ -120,7 +120,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with hand-made `items/ people/ credits/ histories/`: 120 items in 4 genres, 80 users who each keep to one genre; items 0 and 1 are never seen."""
+    """Hand-made `items/ people/ credits/ histories/`: 120 items in 4 genres, 80 users who each keep to one; nobody sees items 0 and 1."""
     import numpy as np
     import pyarrow as pa
 
@@ -144,7 +144,9 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     histories = []
     for u in range(80):
         seen = rng.permutation(np.arange(4 + u % 4, 120, 4))[: rng.integers(5, 15)].tolist()
-        histories.append({"user_id": f"u{u:03d}", "item_index": seen, "action": [9] * len(seen), "value": [4.0] * len(seen), "timestamp": list(range(len(seen)))})
+        histories.append(
+            {"user_id": f"u{u:03d}", "item_index": seen, "action": [9] * len(seen), "value": [4.0] * len(seen), "timestamp": list(range(len(seen)))}
+        )
     for name, rows, schema in (("items", items, ITEMS), ("people", people, PEOPLE), ("credits", credits, CREDITS), ("histories", histories, HISTORIES)):
         write_table(pa.Table.from_pylist(rows, schema=schema), folder / name)
     return folder
