@@ -1,0 +1,155 @@
+"""Offline tables to the online stores: histories and popularity to Redis, vectors to Milvus, items, users and the version to SQL.
+
+A load is skipped when every store says that it already holds this data. It is not atomic across stores; the marker in Redis is removed first
+and set last, so a load that is killed is done again. Events accepted online since are applied on top: they are in the stream, not in the tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ugt import histories as histories_module
+from ugt.artifacts import ITEMS, MANIFEST, USERS, content_hash, read_table
+from ugt.histories import Histories
+from ugt.schema import ACTIONS, Item, UGTError, User
+from ugt.settings import StoresConfig
+from ugt.stores import embedded
+from ugt.stores.features import ALL, OnlineFeatures, PastEvent, segment_of
+from ugt.stores.records import Records
+from ugt.stores.vectors import VectorStore, dense_space
+
+VERSION = 1  # raised when what is written changes
+
+
+def materialize(
+    histories_dir: Path,
+    etl_dir: Path,
+    stores: StoresConfig,
+    home: Path,
+    *,
+    name: str,
+    version: str,
+    version_dir: Path,
+    spaces: Mapping[str, Path],
+) -> dict[str, Any]:
+    """Fill the online stores for one model version; returns what is there, with `skipped` 1 if it was there already.
+
+    `version_dir` holds the dense head's `item_vectors.npy`; `spaces` maps the name of a vector space to its file [N, D]. Row i of each is item_index i.
+    Empty addresses in `stores` mean the embedded servers of `home`, which are started and left running.
+    Raises UGTError if a table, a file or a store is missing.
+    """
+    start = time.monotonic()
+    files = {dense_space(version): Path(version_dir) / "item_vectors.npy", **{space: Path(p) for space, p in spaces.items()}}
+    for path in files.values():
+        if not path.is_file():
+            raise UGTError(f"no vectors at {path}. Run the step that makes them, or `ugt demo` for all of them.")
+    resolved = embedded.resolve(stores, home)
+    records, vectors = Records(resolved.sql_url), VectorStore(resolved.milvus_uri)
+    try:
+        items_table = read_table(Path(etl_dir) / "items", ITEMS).sort_by("item_index")
+        key = content_hash(
+            [VERSION, version, _fingerprint(Path(histories_dir)), _fingerprint(Path(etl_dir)), {s: _fingerprint(p) for s, p in sorted(files.items())}]
+        )
+        recorded = records.version(name, version)
+        counts_fit = all(vectors.count(space) == items_table.num_rows for space in files)
+        if counts_fit and recorded is not None and recorded.data_key == key and asyncio.run(_marker(resolved.redis_url)) == key:
+            return {**recorded.figures, "skipped": 1, "seconds": round(time.monotonic() - start, 3)}
+
+        items = [Item(**{k: v for k, v in row.items() if k in Item.model_fields}) for row in _filled(items_table.to_pylist())]
+        users = {row["user_id"]: User(**row) for row in read_table(Path(etl_dir) / "users", USERS).to_pylist()}
+        item_ids = [i.item_id for i in items]
+        histories = histories_module.load(Path(histories_dir))
+        replayed = asyncio.run(_load_redis(resolved.redis_url, key, histories, users, item_ids))
+        for space in vectors.spaces():
+            if space.startswith("dense_") and space not in files and vectors.count(space) != len(items):
+                vectors.drop(space)  # a version of another catalogue
+        for space, path in files.items():
+            vectors.replace(space, item_ids, np.load(path))
+        records.replace_catalogue(items, users.values())
+        figures = {"items": len(items), "users": len(users), "events": len(histories.items), "replayed": replayed, "spaces": len(files)}
+        records.put_version(name, version, key, figures)
+        return {**figures, "skipped": 0, "seconds": round(time.monotonic() - start, 3)}
+    finally:
+        vectors.close()
+        records.close()
+
+
+def _filled(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        yield {
+            **row,
+            "genres": row["genres"] or [],
+            "countries": row["countries"] or [],
+            "title": row["title"] or row["item_id"],
+            "item_type": row["item_type"] or "movie",
+        }
+
+
+async def _marker(url: str) -> str | None:
+    features = OnlineFeatures(url)
+    try:
+        return await features.materialized()
+    finally:
+        await features.close()
+
+
+async def _load_redis(url: str, key: str, histories: Histories, users: Mapping[str, User], item_ids: list[str]) -> int:
+    features = OnlineFeatures(url, timeout_s=60)
+    try:
+        await features.begin_load()
+        await features.load_users(_user_rows(histories, users, item_ids))
+        for segment, counts in _popularity(histories, users, item_ids).items():
+            await features.load_popularity(segment, counts)
+        replayed = await features.replay()
+        await features.finish_load(key)
+        return replayed
+    finally:
+        await features.close()
+
+
+def _user_rows(h: Histories, users: Mapping[str, User], item_ids: list[str]) -> Iterator[tuple[User, list[PastEvent]]]:
+    for u, user_id in enumerate(h.user_ids):
+        cut = h.row(u)
+        rows = zip(h.items[cut].tolist(), h.actions[cut].tolist(), h.values[cut].tolist(), h.timestamps[cut].tolist(), strict=True)
+        # action 0 is "unknown to the vocabulary"; `view` is the weakest claim about an event that did happen
+        events = [PastEvent(item_ids[i], ACTIONS[a - 1] if a else "view", None if v != v else v, t) for i, a, v, t in rows]
+        yield users.get(user_id) or User(user_id=user_id), events
+    with_events = set(h.user_ids)
+    for user in users.values():
+        if user.user_id not in with_events:
+            yield user, []
+
+
+def _popularity(h: Histories, users: Mapping[str, User], item_ids: list[str]) -> dict[str, dict[str, int]]:
+    """Events per item: in `all` for every item of the catalogue, in a segment for the items it touched. Dislikes do not count."""
+    liked = h.actions != ACTIONS.index("dislike") + 1
+    everywhere = np.bincount(h.items[liked], minlength=len(item_ids))
+    by_segment: dict[str, Counter[int]] = defaultdict(Counter)
+    for u, user_id in enumerate(h.user_ids):
+        segment = segment_of(users.get(user_id))
+        if segment != ALL:
+            cut = h.row(u)
+            by_segment[segment].update(h.items[cut][liked[cut]].tolist())
+    named = {segment: {item_ids[i]: n for i, n in counts.items()} for segment, counts in by_segment.items()}
+    return {ALL: dict(zip(item_ids, everywhere.tolist(), strict=True)), **named}
+
+
+def _fingerprint(path: Path) -> str:
+    """What a folder or file holds: its manifest, else its bytes."""
+    manifest = path / MANIFEST
+    if manifest.is_file():
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+        with open(file, "rb") as f:
+            digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()
