@@ -80,7 +80,8 @@ def run(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None, config: 
     Raises UGTError naming file and way out: missing folder or file, other columns, a file that is cut off, an empty catalogue, no events.
     """
     chosen = plan(kind, data_dir, imdb_dir)
-    tally, bad = Tally(), []
+    tally = Tally()
+    bad: list[pa.Table] = []
     items, credits = _catalogue(kind, chosen, config, tally, bad)
     if items.num_rows == 0:
         raise UGTError(f"the catalogue of {data_dir} is empty: no readable title is left (types kept: {', '.join(config.title_types)}). {_reasons(bad)}")
@@ -115,7 +116,7 @@ def _catalogue(kind: SourceKind, chosen: Plan, config: EtlConfig, tally: Tally, 
         known = _tokens(chosen, config)
         if chosen.titles:
             raw = distribute.raw_rows(list(chosen.titles.values()), config.blocks)
-            found = distribute.per_partition(raw, text_kernel, config.blocks, known=ray.put(known), parts=config.blocks)
+            found = distribute.per_partition(raw, text_kernel, config.blocks, known=ray.put(known), partitions=config.blocks)
             met = pl.concat([pl.DataFrame(schema={"item_id": pl.String}), *(frame(t).select("item_id") for t in found["items"])])
             rest = known.join(met, on="item_id", how="anti")  # partitions that no text fell into
         else:
@@ -165,7 +166,7 @@ def _events(kind: SourceKind, chosen: Plan, items: pa.Table, config: EtlConfig, 
     return table(rows, EVENTS), table(users, USERS)
 
 
-PROFILE = {"user_id": pl.String, "gender": pl.String, "age": pl.Int32, "occupation": pl.String}
+PROFILE: dict[str, Any] = {"user_id": pl.String, "gender": pl.String, "age": pl.Int32, "occupation": pl.String}
 
 
 # --- kernels: one partition of raw rows in, tables out; run in Ray's workers and, in tests, without Ray
@@ -177,9 +178,9 @@ def title_kernel(batch: pa.Table, tables: list[str], title_types: tuple[str, ...
     return {"items": _arrow(part.items), "credits": _arrow(part.credits), **_bookkeeping(part)}
 
 
-def text_kernel(batch: pa.Table, known: pl.DataFrame, parts: int) -> Tables:
+def text_kernel(batch: pa.Table, known: pl.DataFrame, partitions: int) -> Tables:
     here = set(batch["part"].to_pylist())
-    part = sequences.titles(frame(batch), known.filter((pl.col("item_id").hash(seed=0) % parts).cast(pl.Int32).is_in(list(here))))
+    part = sequences.titles(frame(batch), known.filter((pl.col("item_id").hash(seed=0) % partitions).cast(pl.Int32).is_in(list(here))))
     return {"items": _arrow(part.items), **_bookkeeping(part)}
 
 
@@ -231,7 +232,7 @@ def _reasons(bad: list[pa.Table]) -> str:
 
 def _covered(chosen: Plan, items: pa.Table) -> int:
     """Items that IMDb's title.basics describes (a head of the file covers few)."""
-    return frame(items)["original_title"].is_not_null().sum() if "title.basics" in chosen.titles else 0
+    return int(frame(items)["original_title"].is_not_null().sum()) if "title.basics" in chosen.titles else 0
 
 
 def _event_figures(events: pa.Table) -> dict[str, Any]:

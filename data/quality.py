@@ -6,7 +6,7 @@ rows in = rows out + filtered + duplicate + quarantined, for every table of ever
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
@@ -28,7 +28,7 @@ class Column:
 
 
 # one source row that didn't make it: table, row number in its file, why, its text
-BAD = {"table": pl.String, "row": pl.Int64, "reason": pl.String, "raw": pl.String}
+BAD: dict[str, Any] = {"table": pl.String, "row": pl.Int64, "reason": pl.String, "raw": pl.String}
 
 
 def typed(raw: pl.DataFrame, table: str, columns: tuple[Column, ...]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -36,7 +36,7 @@ def typed(raw: pl.DataFrame, table: str, columns: tuple[Column, ...]) -> tuple[p
     raw = raw.filter(pl.col("table") == table)
     names = {f"c{i}": c.name for i, c in enumerate(columns)}
     frame = raw.rename(names)
-    reason = pl.when(pl.col("reason").is_not_null()).then(pl.col("reason"))
+    reason: Any = pl.when(pl.col("reason").is_not_null()).then(pl.col("reason"))
     casts = []
     for c in columns:
         text = pl.col(c.name) if c.kind == "text" else pl.col(c.name).replace("", None)  # an empty number is no number

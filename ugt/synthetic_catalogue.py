@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ugt.synthetic_taste import Rows, Taste
 from ugt.synthetic_words import ERAS, NATIVE, PEOPLE, STYLES, SUBTITLES
 
-ZIPF = 0.93
-ITEMS_PER_NICHE = 110
+ZIPF = 0.88
+ITEMS_PER_NICHE = 150
 ROMAN = ("", "", "II", "III", "IV", "V", "VI", "VII")
 
 
@@ -144,7 +144,7 @@ def _franchise(
     roman, serial = rng.random() < 0.5, parts == 1 and style != "documentary" and rng.random() < 0.07
     kind = "tvSeries" if serial else str(rng.choice(["movie", "tvMovie", "short", "video"], p=[0.93, 0.03, 0.02, 0.02])) if parts == 1 else "movie"
     kept = tuple(g for i, g in enumerate(genres) if i == 0 or rng.random() < 0.85)
-    made = []
+    made: list[Title] = []
     for part in range(1, parts + 1):
         title = (
             name
@@ -244,11 +244,15 @@ def _taste(titles: list[Title], popularity: NDArray[np.float64], niche_weight: N
     n = len(titles)
     niche = np.array([t.niche for t in titles])
     years = np.array([t.year for t in titles])
-    rows, items, weights = [], [], []
+    rows: list[int] = []
+    items: list[int] = []
+    weights: list[float] = []
 
     def link(i: int, j: int, weight: float) -> None:
         if i != j:
-            rows.append(i), items.append(j), weights.append(weight)
+            rows.append(i)
+            items.append(j)
+            weights.append(weight)
 
     series: dict[int, list[int]] = {}
     films: dict[int, list[int]] = {}

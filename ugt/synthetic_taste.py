@@ -13,15 +13,16 @@ Shapes: U users, N items, K niches, L events of a user, A active users of a step
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 FAVOURITES = 4  # niches of a user at a time; few, so that 50 events show them
-FOLLOW = 0.23
+FOLLOW = 0.21
 ECHO = 0.03
-TASTE = 0.40
-SWITCH = 0.12  # a niche lasts eight events on average: recent events say which one it is
+TASTE = 0.54
+SWITCH = 0.09  # a niche lasts eleven events on average: recent events say which one it is
 MAX_TRIES = 64
 BLOCK = 4096
 
@@ -40,16 +41,16 @@ class Rows:
         """From (row, item, weight) triples in any order; several of one (row, item) are added up."""
         width = int(items.max(initial=0)) + 1
         key, inverse = np.unique(row.astype(np.int64) * width + items, return_inverse=True)
-        weight = np.bincount(inverse, weights=weight, minlength=len(key))
-        row, items = key // width, (key % width).astype(np.int32)
+        weight_M = np.bincount(inverse, weights=weight, minlength=len(key))
+        row, items_M = key // width, (key % width).astype(np.int32)
         start = np.searchsorted(row, np.arange(rows + 1)).astype(np.int64)
-        total = np.bincount(row, weights=weight, minlength=rows)
-        probability = weight / total[row]
+        total = np.bincount(row, weights=weight_M, minlength=rows)
+        probability = weight_M / total[row]
         running = np.concatenate([[0.0], np.cumsum(probability)])
         cdf = row + np.minimum(running[1:] - running[start[row]], 1.0)
         if len(row):
             cdf[start[1:][np.diff(start) > 0] - 1] = row[start[1:][np.diff(start) > 0] - 1] + 1.0
-        return Rows(start=start, items=items, probability=probability, cdf_M=cdf)
+        return Rows(start=start, items=items_M, probability=probability, cdf_M=cdf)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -214,13 +215,18 @@ def _draw(
     chosen_A, liked_A = np.full(len(last_A), -1, np.int32), np.zeros(len(last_A), bool)
     cumulative = np.cumsum(_weights(taste, last_A, echo_A), axis=1)
     cumulative[:, -1] = 1.0  # rounding must not leave a gap below 1
+    everyone = np.zeros(len(last_A), np.int64)
+    components: list[tuple[Rows, NDArray[Any]]] = [
+        (taste.follow_ups, last_A),
+        (taste.follow_ups, echo_A),
+        (taste.niches, niche_A),
+        (taste.popularity, everyone),
+    ]
     todo = np.arange(len(last_A))
     for _ in range(MAX_TRIES):
         part = (cumulative[todo] > rng.random((len(todo), 1))).argmax(axis=1)
         candidate = np.empty(len(todo), np.int32)
-        for number, (table, rows) in enumerate(
-            [(taste.follow_ups, last_A), (taste.follow_ups, echo_A), (taste.niches, niche_A), (taste.popularity, np.zeros(len(last_A), np.int64))]
-        ):
+        for number, (table, rows) in enumerate(components):
             here = np.flatnonzero(part == number)
             candidate[here] = table.draw(rows[todo[here]], rng)
         fresh = ~_seen(items_AL[todo], candidate)

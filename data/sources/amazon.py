@@ -24,7 +24,7 @@ from ugt.schema import UGTError
 
 DATES = (Column("user", required=True), Column("item", required=True), Column("timestamp", "int", low=0))
 OTHER = ("p5.", "idgenrec.")
-ABOUT = {"item_id": pl.String, "title": pl.String, "genres": pl.List(pl.String)}
+ABOUT: dict[str, Any] = {"item_id": pl.String, "title": pl.String, "genres": pl.List(pl.String)}
 NOTHING = pl.DataFrame(schema=ABOUT)  # of items nothing is known of
 
 
@@ -36,7 +36,7 @@ def files(folder: Path) -> dict[str, SourceFile]:
     p5 = next((p for p in (folder / "p5.sequential.txt.gz", folder / "p5.sequential.txt") if p.is_file()), None)
     if p5 is None and (folder / "s3rec_to_p5_items.tsv.gz").is_file():
         raise UGTError(
-            f"{folder} numbers its items in two ways (s3rec_to_p5_items.tsv.gz): p5.sequential.txt.gz, which belongs to datamaps.json.gz, is missing. Put it there."
+            f"{folder} numbers its items in two ways (s3rec_to_p5_items.tsv.gz) and lacks p5.sequential.txt.gz, the one of datamaps.json.gz. Put it there."
         )
     if p5 is None and len(lines) != 1:
         raise UGTError(

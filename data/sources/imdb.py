@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -60,7 +61,7 @@ ITEM_TYPE = {
 }
 # actress folds into actor; self, archive footage, producers, composers and the rest are no credit of ours
 ROLE = {"actor": "actor", "actress": "actor", "director": "director", "writer": "writer"}
-ITEM = {
+ITEM: dict[str, Any] = {
     "item_id": pl.String,
     "item_type": pl.String,
     "title": pl.String,
@@ -74,8 +75,8 @@ ITEM = {
     "description": pl.String,
     "imdb_id": pl.String,
 }
-CREDIT = {"item_id": pl.String, "person_id": pl.String, "role": pl.String, "ordering": pl.Int32}
-PERSON = {"person_id": pl.String, "name": pl.String, "birth_year": pl.Int32, "professions": pl.List(pl.String)}
+CREDIT: dict[str, Any] = {"item_id": pl.String, "person_id": pl.String, "role": pl.String, "ordering": pl.Int32}
+PERSON: dict[str, Any] = {"person_id": pl.String, "name": pl.String, "birth_year": pl.Int32, "professions": pl.List(pl.String)}
 
 
 def files(folder: Path) -> dict[str, SourceFile]:

@@ -62,9 +62,9 @@ class SourceFile:
     def open(self) -> IO[bytes]:
         if self.member:
             return zipfile.ZipFile(self.path).open(self.member)
-        raw = open(self.path, "rb")  # noqa: SIM115 (closed by the caller, with what wraps it)
-        magic = raw.peek(2)[:2]
-        return gzip.open(raw, "rb") if magic == b"\x1f\x8b" else raw  # type: ignore[return-value]
+        with open(self.path, "rb") as f:
+            packed = f.read(2) == b"\x1f\x8b"
+        return gzip.open(self.path, "rb") if packed else open(self.path, "rb")  # type: ignore[return-value]
 
 
 def file_columns(source: SourceFile) -> list[str]:
@@ -108,27 +108,34 @@ def read(source: SourceFile, parts: int) -> Iterator[pa.Table]:
                 yield _finish(source, table, done, parts)
                 done += lines
     except BROKEN as error:
-        message = f"{source.name} ends in the middle of a record after row {done:,} or later ({error}): a cut-off download? Fetch it again."
+        message = f"{source.name} ends in the middle of a record after row {done:,} ({error}): a cut-off download? Fetch it again."
         yield pa.table(
             {"part": [0], "table": [FATAL], "row": [done], "reason": [message], "raw": [None]} | {f"c{i}": [None] for i in range(MAX_CELLS)}, schema=RAW
         )
 
 
 def _chunks(f: IO[bytes]) -> Iterator[bytes]:
-    """Pieces of about CHUNK bytes that end with a line."""
-    rest = b""
+    """Pieces of about CHUNK bytes that end with a line. A file that is cut off gives its whole lines first, then the error."""
+    pieces: list[bytes] = []
+    size = 0
     while True:
-        block = f.read(CHUNK)
+        try:
+            block = f.read1(1 << 20)  # type: ignore[attr-defined]
+        except BROKEN:
+            whole = b"".join(pieces)
+            if b"\n" in whole:
+                yield whole[: whole.rfind(b"\n") + 1]
+            raise
         if not block:
             break
         cut = block.rfind(b"\n") + 1
-        if cut == 0:
-            rest += block
-            continue
-        yield rest + block[:cut]
-        rest = block[cut:]
-    if rest:
-        yield rest
+        if cut and size + cut >= CHUNK:
+            yield b"".join([*pieces, block[:cut]])
+            pieces, size, block = [], 0, block[cut:]
+        pieces.append(block)
+        size += len(block)
+    if size:
+        yield b"".join(pieces)
 
 
 def _parse_fast(source: SourceFile, columns: list[str], chunk: bytes, lines: int) -> pl.DataFrame | None:
@@ -206,7 +213,7 @@ def _cut(dialect: Dialect, text: str) -> list[str]:
 
 def _sequence(text: str, line: int) -> list[dict[str, Any]]:
     """`user item item ...`: one row per interaction (user, item, position)."""
-    user, *items = text.split()[:1] + text.split()[1:] or [""]
+    user, *items = text.split() or [""]
     if not user or not items:
         return [{"row": line, "reason": "a line must be a user and at least one item" if user else "empty line", "raw": text}]
     return [{"row": line, "c0": user, "c1": item, "c2": str(position)} for position, item in enumerate(items)]

@@ -8,6 +8,7 @@ without a text is called after its id. There are no times: the place in the line
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -19,7 +20,7 @@ from ugt.schema import UGTError
 INTERACTIONS = (Column("user", required=True), Column("item", required=True), Column("position", "int", required=True))
 TEXTS = (Column("item", required=True), Column("text", required=True))
 TITLE_LIMIT = 200
-EVENT = {
+EVENT: dict[str, Any] = {
     "event_id": pl.String,
     "user_id": pl.String,
     "item_id": pl.String,
