@@ -32,7 +32,9 @@ def raw_rows(sources: list[SourceFile], parts: int) -> ray.data.Dataset:
         file_columns(source)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     dataset = ray.data.from_items([{"source": i} for i in range(len(sources))], override_num_blocks=len(sources))
-    return dataset.map_batches(_read, fn_args=(sources, parts), batch_size=None, batch_format="pyarrow", num_cpus=0, scheduling_strategy=here)
+    return dataset.map_batches(
+        _read, fn_args=(sources, parts), batch_size=None, batch_format="pyarrow", num_cpus=0, ray_remote_args_fn=lambda: {"scheduling_strategy": here}
+    )
 
 
 def _read(batch: pa.Table, sources: list[SourceFile], parts: int) -> Iterator[pa.Table]:

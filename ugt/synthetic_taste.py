@@ -267,16 +267,32 @@ def next_probabilities(
     favourites_AF: NDArray[np.int64],
     chances_AF: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """p(next item) [A, N] given what a user has seen, the last two items, the niche so far, and the law of a change of niche."""
+    """p(next item) [A, N] given what a user has seen, the last two items, the niche so far, and the law of a change of niche.
+
+    The niche is drawn first and kept while seen items are drawn again, so each niche z has its own share 1 / Z(z) of the unseen:
+    p(i) = sum over z of P(z) / Z(z) * (common(i) + taste * T[z](i)), with common = follow-ups, echo and popularity.
+    """
     weights = _weights(taste, last_A, echo_A)
-    scores = np.zeros((len(last_A), taste.n_items))
-    scores[:, taste.popularity.items] += weights[:, 3:4] * taste.popularity.probability[None, :]
-    taste.follow_ups.add_to(scores, last_A, weights[:, 0])
-    taste.follow_ups.add_to(scores, echo_A, weights[:, 1])
-    taste.niches.add_to(scores, niche_A, weights[:, 2] * (1 - SWITCH))
-    for f in range(favourites_AF.shape[1]):
-        taste.niches.add_to(scores, favourites_AF[:, f], weights[:, 2] * SWITCH * chances_AF[:, f])
+    common = np.zeros((len(last_A), taste.n_items))
+    common[:, taste.popularity.items] += weights[:, 3:4] * taste.popularity.probability[None, :]
+    taste.follow_ups.add_to(common, last_A, weights[:, 0])
+    taste.follow_ups.add_to(common, echo_A, weights[:, 1])
+    unseen = np.ones(common.shape, bool)
     rows, columns = np.nonzero(items_AL >= 0)
-    scores[rows, items_AL[rows, columns]] = 0.0
-    total = scores.sum(axis=1, keepdims=True)
-    return scores / np.where(total > 0, total, 1.0)
+    unseen[rows, items_AL[rows, columns]] = False
+    common *= unseen
+    free_A = common.sum(axis=1)
+    scores = np.zeros_like(common)
+    share_A = np.zeros(len(last_A))
+    niches_AZ = np.concatenate([niche_A[:, None], favourites_AF], axis=1)
+    chance_AZ = np.concatenate([np.full((len(niche_A), 1), 1 - SWITCH), SWITCH * chances_AF], axis=1)
+    for a in range(len(last_A)):
+        for z, chance in zip(niches_AZ[a].tolist(), chance_AZ[a].tolist(), strict=True):
+            cut = slice(taste.niches.start[z], taste.niches.start[z + 1])
+            items = taste.niches.items[cut]
+            part = weights[a, 2] * taste.niches.probability[cut] * unseen[a, items]
+            left = free_A[a] + part.sum()
+            if left > 0:
+                scores[a, items] += chance / left * part
+                share_A[a] += chance / left
+    return scores + common * share_A[:, None]
