@@ -70,9 +70,7 @@ def run(
         train_loop_config=task,
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=training.workers, resources_per_worker={"CPU": 1}),
-        run_config=ray.train.RunConfig(
-            name=f"ugt-stage{stage}", storage_path=str(work_dir / "ray"), failure_config=ray.train.FailureConfig(max_failures=2)
-        ),
+        run_config=ray.train.RunConfig(name=f"ugt-stage{stage}", storage_path=str(work_dir / "ray"), failure_config=ray.train.FailureConfig(max_failures=2)),
     )
     trainer.fit()
     if (work_dir / FAILURE).is_file():
@@ -132,7 +130,9 @@ def _start(task: dict[str, Any], config: ModelConfig) -> UGT:
     model = load_checkpoint(Path(task["init_dir"]), semantic_ids_dir)
     if model.config != config:
         changed = sorted(name for name in ModelConfig.model_fields if getattr(model.config, name) != getattr(config, name))
-        raise UGTError(f"the checkpoint in {task['init_dir']} was trained with other settings of model: {', '.join(changed)}. Train from stage 1, or set them back.")
+        raise UGTError(
+            f"the checkpoint in {task['init_dir']} was trained with other settings of model: {', '.join(changed)}. Train from stage 1, or set them back."
+        )
     return model
 
 
@@ -161,11 +161,24 @@ def _validation(model: torch.nn.Module, split: history_files.Split, users: np.nd
     fusion, fused = choose_fusion(found, targets)
     generative = np.mean([ndcg(c.items[:10], t) for c, t in zip(found, targets, strict=True)])
     dense = np.mean([ndcg(c.dense_items[:10], t) for c, t in zip(found, targets, strict=True)])
-    return {"score": round(fused, 6), "generative_ndcg@10": round(float(generative), 6), "dense_ndcg@10": round(float(dense), 6), "fusion_weight": fusion.weight}
+    return {
+        "score": round(fused, 6),
+        "generative_ndcg@10": round(float(generative), 6),
+        "dense_ndcg@10": round(float(dense), 6),
+        "fusion_weight": fusion.weight,
+    }
 
 
 def _write(
-    model: UGT, progress: Progress, stage: int, split: history_files.Split, users: np.ndarray, user_UA: np.ndarray, training: TrainingConfig, folder: Path, seconds: float
+    model: UGT,
+    progress: Progress,
+    stage: int,
+    split: history_files.Split,
+    users: np.ndarray,
+    user_UA: np.ndarray,
+    training: TrainingConfig,
+    folder: Path,
+    seconds: float,
 ) -> None:
     """Checkpoint, curve and figures of a finished stage; the fusion weight is chosen here, on validation, with the beam width that is served."""
     fusion = {"method": "log_probability", "weight": 0.5}

@@ -148,7 +148,7 @@ def exact_log_probs(model: UGT, state_BTD: Tensor, length_B: Tensor, context_B: 
 
 def best(score: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The `width` largest of the last dimension and their places; of equals the earlier place, so that two machines agree."""
-    if torch.compiler.is_exporting():
+    if torch.jit.is_tracing():
         return torch.topk(score, width, dim=-1)  # ONNX fixes the order of ties to this rule; torch.topk itself does not
     values, places = torch.sort(score, dim=-1, descending=True, stable=True)
     return values[..., :width], places[..., :width]

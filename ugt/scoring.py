@@ -193,7 +193,9 @@ def rank_users(
     return ranked
 
 
-def choose_fusion(found: Sequence[Candidates], targets: NDArray, weights: Sequence[float] = tuple(np.round(np.arange(0, 1.01, 0.1), 2))) -> tuple[Fusion, float]:
+def choose_fusion(
+    found: Sequence[Candidates], targets: NDArray, weights: Sequence[float] = tuple(np.round(np.arange(0, 1.01, 0.1), 2))
+) -> tuple[Fusion, float]:
     """The mix with the best NDCG@10 over validation users, and that NDCG; of equals the one given first."""
     options = [Fusion("log_probability", float(w)) for w in weights] + [Fusion("reciprocal_rank")]
     scores = [float(np.mean([ndcg(c.fused(option, 10), t) for c, t in zip(found, targets, strict=True)])) for option in options]

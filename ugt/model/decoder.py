@@ -24,7 +24,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         d, p = config.width, config.decoder_dropout
         self.self_norm, self.cross_norm, self.expert_norm = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
-        self.self_attention, self.cross_attention = Attention(d, config.heads, p), Attention(d, config.heads, p)
+        self.self_attention, self.cross_attention = Attention(d, config.heads), Attention(d, config.heads)
         self.experts = MixtureOfExperts(config)
         self.dropout = nn.Dropout(p)
 
@@ -38,7 +38,9 @@ class DecoderBlock(nn.Module):
         own = self.self_attention.keys_values(y)
         if past is not None:
             own = KeysValues(torch.cat([past.k, own.k], dim=2), torch.cat([past.v, own.v], dim=2))
-        x_BQSD = x_BQSD + self.dropout(self.self_attention(y, own, causal=past is None and steps > 1))
+        flat = KeysValues(own.k.flatten(0, 1), own.v.flatten(0, 1))
+        written = self.self_attention(y.flatten(0, 1), flat, causal=past is None and bool(steps > 1))
+        x_BQSD = x_BQSD + self.dropout(written).unflatten(0, y.shape[:2])
 
         y_BRD = self.cross_norm(x_BQSD).flatten(1, 2)
         mask_BR = mask_BQT if mask_BQT.shape[1] == 1 else mask_BQT.repeat_interleave(steps, dim=1)
@@ -74,9 +76,7 @@ class Decoder(nn.Module):
         """Token of step `level` (1 or 2) from the vector of the prefix written so far."""
         return self.prefix[level - 1](node_D * self.scale) + self.step.weight[level]
 
-    def forward(
-        self, x_BQSD: Tensor, past: list[KeysValues] | None, memory: list[KeysValues], mask_BQT: Tensor
-    ) -> tuple[Tensor, list[KeysValues], Tensor]:
+    def forward(self, x_BQSD: Tensor, past: list[KeysValues] | None, memory: list[KeysValues], mask_BQT: Tensor) -> tuple[Tensor, list[KeysValues], Tensor]:
         """States of the steps given, [B, Q, S, D], the cache with them in it, and the mean balance loss of the layers."""
         cache, balance = [], x_BQSD.new_zeros(())
         for i, block in enumerate(self.blocks):

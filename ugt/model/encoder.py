@@ -20,7 +20,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         d = config.width
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.attention = Attention(d, config.heads, config.encoder_dropout)
+        self.attention = Attention(d, config.heads)
         self.feed_forward = FeedForward(d, d * config.feed_forward, config.encoder_dropout)
         self.dropout = nn.Dropout(config.encoder_dropout)
 

@@ -35,7 +35,9 @@ class UGT(nn.Module):
         """`vector_NV` are the vectors the semantic IDs were made of. Raises UGTError if their number is not that of the items."""
         super().__init__()
         if len(vector_NV) != len(semantic_ids):
-            raise UGTError(f"item vectors: {len(vector_NV):,} rows for {len(semantic_ids):,} items. Both must come from the same semantic IDs step: run it again.")
+            raise UGTError(
+                f"item vectors: {len(vector_NV):,} rows for {len(semantic_ids):,} items. Both must come from the same semantic IDs step: run it again."
+            )
         self.config, self.semantic_ids, self.vocabulary = config, semantic_ids, vocabulary
         self.items = ItemTable(config, semantic_ids, vector_NV)
         self.history = HistoryEmbedding(config, vocabulary.sizes)
