@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from ugt.artifacts import ITEMS, read_table, write_text
 from ugt.fusion import VectorSpace
-from ugt.quantizer import Codebooks, fit_residual_kmeans, quantise
+from ugt.quantizer import Codebooks, fit_residual_kmeans, localise, quantise
 from ugt.schema import UGTError
 from ugt.semantic_ids import SemanticIdConfig, SemanticIds, code_sizes
 
@@ -31,7 +31,7 @@ def run(etl_dir: Path, fusion_dir: Path, word2vec_dir: Path, config: SemanticIdC
     # sums of BLAS depend on how many threads share them
     with threadpool_limits(config.threads):
         x_ND = space.join(blocks)
-        codebooks = _fit(x_ND, k1, k2, config)
+        codebooks = localise(x_ND, _fit(x_ND, k1, k2, config), k3, config.balance, config.local_steps)
         key_N = None
         if config.third == "popularity":
             # votes decide where nothing was seen: a catalogue without events still has an order

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ugt.quantizer import Codebooks, kmeans, nearest
+from ugt.quantizer import Codebooks, kmeans, nearest, shared
 
 HIDDEN = 128
 BATCH = 512
@@ -41,7 +41,7 @@ def fit_rq_vae(x_ND: np.ndarray, k1: int, k2: int, width: int, epochs: int, seed
             optimiser.step()
         _reset_dead(_latent(encoder, x), books, used)
     layers = tuple((np.ascontiguousarray(m.weight.detach().numpy().T), m.bias.detach().numpy().copy()) for m in encoder if isinstance(m, nn.Linear))
-    return Codebooks(books[0].detach().numpy().copy(), books[1].detach().numpy().copy(), layers)
+    return Codebooks(books[0].detach().numpy().copy(), shared(books[1].detach().numpy(), k1), layers)
 
 
 def _quantise(z_BZ: Tensor, books: nn.ParameterList, used: list[Tensor]) -> tuple[Tensor, Tensor]:

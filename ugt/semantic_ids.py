@@ -44,6 +44,7 @@ class SemanticIdConfig(Config):
     third: Literal["popularity", "direction"] = "popularity"  # order inside a group: L3 = 0 is its most seen item of the train part
     spare: int = Field(default=4, ge=0)  # free slots a group keeps for new items
     iterations: int = Field(default=25, ge=1)  # Lloyd steps per level
+    local_steps: int = Field(default=5, ge=0)  # balanced steps that adapt the second codebook to each L1 code; 0 = one codebook for all
     rq_vae_epochs: int = Field(default=60, ge=1)
     rq_vae_width: int = Field(default=32, ge=2)
     threads: int = Field(default=1, ge=1)
@@ -255,7 +256,7 @@ def _nearest_group(vector_D: np.ndarray, codebooks: Codebooks, trie: Trie, count
                 continue
             groups_CK = l1s[:, None] * trie.k2 + np.arange(trie.k2)
             residual_CD = z_D - codebooks.l1_KD[l1s]
-            distance_CK = ((residual_CD[:, None, :] - codebooks.l2_KD[None]) ** 2).sum(-1)
+            distance_CK = ((residual_CD[:, None, :] - codebooks.l2_KKD[l1s]) ** 2).sum(-1)
             free_CK = (count_G[groups_CK] > need) & (count_G[groups_CK] < reserve_G[groups_CK])
             if free_CK.any():
                 return int(groups_CK.ravel()[np.argmin(np.where(free_CK, distance_CK, np.inf))])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ugt.quantizer import Codebooks, assign_codes, distances, fit_residual_kmeans, kmeans, nearest, quantise
+from ugt.quantizer import Codebooks, assign_codes, distances, fit_residual_kmeans, kmeans, localise, nearest, quantise
 from ugt.rq_vae import fit_rq_vae
 from ugt.schema import UGTError
 
@@ -37,14 +37,13 @@ def test_more_codes_than_distinct_rows_is_no_error():
 
 
 @settings(max_examples=40, deadline=None)
-@given(n=st.integers(1, 80), k=st.integers(1, 6), parents=st.integers(1, 4), seed=st.integers(0, 10_000))
-def test_no_code_holds_more_than_its_capacity(n, k, parents, seed):
+@given(n=st.integers(0, 80), k=st.integers(1, 6), slack=st.integers(0, 3), seed=st.integers(0, 10_000))
+def test_no_code_holds_more_than_its_capacity(n, k, slack, seed):
     rng = np.random.default_rng(seed)
     x, centres = rng.normal(size=(n, 3)).astype(np.float32), rng.normal(size=(k, 3)).astype(np.float32)
-    parent = rng.integers(parents, size=n)
-    capacity = max(1, -(-int(np.bincount(parent).max()) // k))
-    codes, overflow = assign_codes(x, centres, capacity, parent)
-    assert np.bincount(parent * k + codes).max() <= capacity
+    capacity = -(-n // k) + slack
+    codes, overflow = assign_codes(x, centres, capacity)
+    assert np.bincount(codes, minlength=k).max() <= capacity
     assert (overflow == (codes != nearest(x, centres))).all()
 
 
@@ -65,7 +64,7 @@ def test_codes_never_collide_are_dense_and_repeat_with_the_seed(method):
 
     def make():
         books = fit_residual_kmeans(x, 8, 8, 20, seed=3) if method == "residual_kmeans" else fit_rq_vae(x, 8, 8, 6, 30, seed=3)
-        return quantise(x, books, 16, 2.0)
+        return quantise(x, localise(x, books, 16, 2.0, 3), 16, 2.0)
 
     codes, figures = make()
     assert len(np.unique(codes, axis=0)) == len(x)
@@ -79,6 +78,16 @@ def test_codes_never_collide_are_dense_and_repeat_with_the_seed(method):
     assert 0 <= figures["overflow"] < 0.5
 
 
+def test_a_local_second_codebook_uses_more_groups_and_overflows_less():
+    x = clusters(800)
+    books = fit_residual_kmeans(x, 16, 8, 20, seed=0)
+    (one, shared), (each, local) = quantise(x, books, 16, 2.0), quantise(x, localise(x, books, 16, 2.0, 5), 16, 2.0)
+    assert local["overflow_l2"] < shared["overflow_l2"]
+    assert local["explained_l2"] > shared["explained_l2"]
+    assert len(np.unique(each[:, :2], axis=0)) > len(np.unique(one[:, :2], axis=0))
+    assert local["overflow_l1"] == shared["overflow_l1"]
+
+
 def test_rq_vae_uses_its_codes():
     x = clusters(600)
     books = fit_rq_vae((x - x.mean(0)) / x.std(0), 16, 8, 6, 30, seed=0)
@@ -87,7 +96,7 @@ def test_rq_vae_uses_its_codes():
 
 
 def test_the_key_orders_a_group_and_ties_go_to_the_lower_index():
-    codes, _ = quantise(np.zeros((4, 2), np.float32), Codebooks(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32)), 8, 2.0, np.array([1, 5, 1, 9]))
+    codes, _ = quantise(np.zeros((4, 2), np.float32), Codebooks(np.zeros((2, 2), np.float32), np.zeros((2, 2, 2), np.float32)), 8, 2.0, np.array([1, 5, 1, 9]))
     assert codes[:, 2].tolist() == [2, 1, 3, 0]
 
 

@@ -76,7 +76,7 @@ def test_codes_that_collide_have_holes_or_leave_the_range_are_refused(codes):
 
 
 def books(rng: np.random.Generator) -> Codebooks:
-    return Codebooks(l1_KD=rng.normal(size=(K1, 5)).astype(np.float32) * 3, l2_KD=rng.normal(size=(K2, 5)).astype(np.float32))
+    return Codebooks(l1_KD=rng.normal(size=(K1, 5)).astype(np.float32) * 3, l2_KKD=rng.normal(size=(K1, K2, 5)).astype(np.float32))
 
 
 def test_a_new_item_enters_a_live_group_and_nobody_moves():
@@ -93,7 +93,7 @@ def test_a_new_item_enters_a_live_group_and_nobody_moves():
         assert ids.trie.group_count_G[l1 * K2 + l2] > 0
     # slow judge for the first one: the nearest live group with a free slot
     room = [(a, b) for a in range(K1) for b in range(K2) if 0 < ids.trie.group_count_G[a * K2 + b] < ids.trie.reserve_G[a * K2 + b]]
-    best = min((float(((vectors[0] - codebooks.l1_KD[a] - codebooks.l2_KD[b]) ** 2).sum()), a, b) for a, b in room)
+    best = min((float(((vectors[0] - codebooks.l1_KD[a] - codebooks.l2_KKD[a, b]) ** 2).sum()), a, b) for a, b in room)
     assert grown.code_of(60)[:2] == best[1:]
     # the grown table is a table: built from its own codes it is the same, but for where the spare slots lie
     again = SemanticIds.from_codes(grown.codes_N3, grown.item_ids, K1, K2, K3)
