@@ -139,8 +139,8 @@ def run(
 ) -> dict[str, Any]:
     """Write a version folder: `decode.onnx`, `tables.npz`, `item_vectors.npy` (dense head), `items.parquet` (canonical items with l1, l2, l3), `card.json`.
 
-    The graph is then compared with PyTorch on the test requests of up to `check_users` users, seen items excluded. `evaluate_dir` holds `metrics.json` for the card.
-    Returns the figures of that comparison. Raises UGTError if fewer than 99.9% have the same top 10 or a score differs by more than 1e-4.
+    The graph is then compared with PyTorch on the test requests of up to `check_users` users, seen items excluded. `evaluate_dir` holds `metrics.json` for
+    the card. Returns the figures of that comparison. Raises UGTError if fewer than 99.9% have the same top 10 or a score differs by more than 1e-4.
     """
     started = time.monotonic()
     out_dir = Path(out_dir)
@@ -204,7 +204,8 @@ def compare(model: UGT, version_dir: Path, histories_dir: Path, users_dir: Path,
     if figures["same_top10"] < AGREEMENT or largest > SCORE_TOLERANCE:
         raise UGTError(
             f"the exported graph in {version_dir} disagrees with PyTorch: same top 10 in {figures['same_top10']:.2%} of {len(rows)} requests (at least "
-            f"{AGREEMENT:.1%} wanted), largest score difference {largest:.2g} (at most {SCORE_TOLERANCE:g}). Check that torch and onnxruntime are the pinned versions."
+            f"{AGREEMENT:.1%} wanted), largest score difference {largest:.2g} (at most {SCORE_TOLERANCE:g}). "
+            f"Check that torch and onnxruntime are the pinned versions."
         )
     return figures
 

@@ -74,7 +74,8 @@ def fit(
 
     `steps(epoch)` gives this worker's steps, the same number on every worker; `objective(batch)` a dict of summed terms with `loss`; `validate(model)` runs on
     rank 0 and returns figures of which `score` decides. `report` is called with each epoch's row of the curve, on every worker. Epoch -1
-    of the curve is the start: a stage that only makes things worse returns what it was given. Raises UGTError naming stage, epoch and batch if the loss is not finite.
+    of the curve is the start: a stage that only makes things worse returns what it was given.
+    Raises UGTError naming stage, epoch and batch if the loss is not finite.
     """
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     optimizer = torch.optim.AdamW(_groups(model, plan.weight_decay), lr=plan.learning_rate, betas=(0.9, 0.98))
@@ -124,8 +125,9 @@ def _epoch(
         norm = nn.utils.clip_grad_norm_(model.parameters(), plan.gradient_clip)
         if not torch.isfinite(norm):  # the averaged gradient: every worker sees it, and stops, at the same step
             raise UGTError(
-                f"training {plan.name}: the loss is not finite (NaN or infinite) in epoch {epoch}, step {i}, {step.name}. The checkpoint of the last good epoch is kept. "
-                f"Lower the stage's learning_rate (now {plan.learning_rate:g}) or training.gradient_clip, and look for broken values in that batch."
+                f"training {plan.name}: the loss is not finite (NaN or infinite) in epoch {epoch}, step {i}, {step.name}. "
+                f"The checkpoint of the last good epoch is kept. Lower the stage's learning_rate (now {plan.learning_rate:g}) or training.gradient_clip, "
+                "and look for broken values in that batch."
             )
         optimizer.step()
         targets, norms = targets + step.targets, norms + float(norm)

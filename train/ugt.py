@@ -192,6 +192,7 @@ def _write(
         "targets_per_epoch": progress.curve[-1].get("targets", 0),
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
+        "loss": progress.curve[-1].get("loss"),
         "validation_ndcg@10": round(best, 6),
         "validation_ndcg@10_at_start": start["score"],
         "fusion": fusion,

@@ -131,10 +131,8 @@ class Generator:
                 rows[key] = len(rows)
                 masks.append(self._slot_live_S if mask_N is None else self._slot_live_S & mask_N[np.maximum(self.tables["slot_item_S"], 0)])
             filter_B[b] = rows[key]
-        groups = len(self.tables["group_count_G"])
-        live = [
-            self.tables["group_count_G"] if key is None else np.bincount(self._slot_group_S[m], minlength=groups) for key, m in zip(rows, masks, strict=True)
-        ]
+        count_G = self.tables["group_count_G"]
+        live = [count_G if mask is self._slot_live_S else np.bincount(self._slot_group_S[mask], minlength=len(count_G)) for mask in masks]
         return filter_B, np.stack(masks), np.stack(live).astype(np.int64)
 
     def _check(self, request: GenerationRequest) -> None:

@@ -94,7 +94,8 @@ def load_checkpoint(folder: Path, semantic_ids_dir: Path) -> UGT:
     if card["catalogue"] != catalogue_hash(model.semantic_ids):
         raise UGTError(
             f"the checkpoint in {folder} was trained on another catalogue ({card['items']:,} items, {card['catalogue']}) than the semantic IDs in "
-            f"{semantic_ids_dir} ({len(model.semantic_ids):,} items, {catalogue_hash(model.semantic_ids)}). Train again, or give the semantic IDs it was trained with."
+            f"{semantic_ids_dir} ({len(model.semantic_ids):,} items, {catalogue_hash(model.semantic_ids)}). "
+            "Train again, or give the semantic IDs it was trained with."
         )
     model.load_state_dict(load_file(Path(folder) / WEIGHTS))
     return model.eval()
@@ -193,11 +194,9 @@ def rank_users(
     return ranked
 
 
-def choose_fusion(
-    found: Sequence[Candidates], targets: NDArray, weights: Sequence[float] = tuple(np.round(np.arange(0, 1.01, 0.1), 2))
-) -> tuple[Fusion, float]:
+def choose_fusion(found: Sequence[Candidates], targets: NDArray) -> tuple[Fusion, float]:
     """The mix with the best NDCG@10 over validation users, and that NDCG; of equals the one given first."""
-    options = [Fusion("log_probability", float(w)) for w in weights] + [Fusion("reciprocal_rank")]
+    options = [Fusion("log_probability", w / 10) for w in range(11)] + [Fusion("reciprocal_rank")]
     scores = [float(np.mean([ndcg(c.fused(option, 10), t) for c, t in zip(found, targets, strict=True)])) for option in options]
     chosen = int(np.argmax(scores))
     return options[chosen], scores[chosen]
