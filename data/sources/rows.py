@@ -154,7 +154,7 @@ def _parse_fast(source: SourceFile, columns: list[str], chunk: bytes, lines: int
             io.BytesIO(chunk),
             read_options=pyarrow.csv.ReadOptions(column_names=columns, use_threads=False, block_size=len(chunk) + 1, encoding=source.encoding),
             parse_options=pyarrow.csv.ParseOptions(
-                delimiter="\t" if tsv else ",", quote_char=False if tsv else '"', double_quote=not tsv, ignore_empty_lines=False, invalid_row_handler=on_bad
+                delimiter="\t" if tsv else ",", quote_char=False if tsv else '"', double_quote=not tsv, ignore_empty_lines=True, invalid_row_handler=on_bad
             ),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types={c: pa.string() for c in columns},
@@ -189,9 +189,9 @@ def _parse_slow(source: SourceFile, columns: list[str], chunk: bytes) -> pl.Data
         if source.dialect == "sequence":
             rows += _sequence(text, number)
             continue
-        cells: list[str | None] | None = list(_cut(source.dialect, text))
-        if cells is None or len(cells) != len(columns):
-            reason = f"{len(cells)} columns instead of {len(columns)}" if cells else f"1 columns instead of {len(columns)}"
+        cells = _cut(source.dialect, text)
+        if len(cells) != len(columns):
+            reason = "empty line" if not text else f"{len(cells or [''])} columns instead of {len(columns)}"
             rows.append({"row": number, "reason": reason, "raw": text})
             continue
         null = "\\N" if source.dialect == "tsv" else ""
@@ -225,7 +225,7 @@ def _finish(source: SourceFile, frame: pl.DataFrame, before: int, parts: int) ->
     frame = frame.with_columns(pl.lit(None, pl.String).alias(c) for c in ("reason", "raw") if c not in frame.columns)
     cells = pl.concat_str([pl.col(n).fill_null("\\N") for n in names], separator="\t")
     control = pl.any_horizontal([pl.col(n).str.contains(CONTROL).fill_null(False) for n in names])
-    empty = pl.col(f"c{source.columns.index(source.key)}").is_null() & pl.col("reason").is_null()
+    empty = (pl.col(f"c{source.columns.index(source.key)}").fill_null("") == "") & pl.col("reason").is_null()
     frame = frame.with_columns(
         reason=pl.when(control).then(pl.lit("control characters")).when(empty).then(pl.lit(f"{source.key} is missing")).otherwise(pl.col("reason")),
         raw=pl.when(control | empty).then(cells).otherwise(pl.col("raw")).str.slice(0, RAW_LIMIT),
