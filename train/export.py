@@ -190,7 +190,14 @@ def compare(model: UGT, version_dir: Path, histories_dir: Path, users_dir: Path,
         beams = decode(model, histories, now, user_UA[part], [np.unique(h.items) for h in histories], beam_width)
         requests = [
             runtime.GenerationRequest(
-                h.items.tolist(), h.actions.tolist(), h.values.tolist(), h.timestamps.tolist(), t, people.get(user, {}), h.items.tolist(), beam_width=beam_width
+                items=np.asarray(h.items).tolist(),
+                actions=np.asarray(h.actions).tolist(),
+                values=np.asarray(h.values).tolist(),
+                timestamps=np.asarray(h.timestamps).tolist(),
+                now=t,
+                user=people.get(user, {}),
+                exclude=np.asarray(h.items).tolist(),
+                beam_width=beam_width,
             )
             for h, t, user in zip(histories, now, users[part], strict=True)
         ]

@@ -10,6 +10,7 @@ Shapes: B requests, W beams, T positions, D width, K1/K2 codes, G groups, S slot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ def no_constraints(model: UGT, batch: int) -> Constraints:
     return constraints(model, [[]] * batch)
 
 
-def constraints(model: UGT, exclude: list[list[int]] | list[np.ndarray], allowed_N: np.ndarray | None = None, prior_BK: Tensor | None = None) -> Constraints:
+def constraints(model: UGT, exclude: Sequence[Sequence[int] | np.ndarray], allowed_N: np.ndarray | None = None, prior_BK: Tensor | None = None) -> Constraints:
     """Constraints of B requests that share one filter (bool per item, or none). Exclusions are item indices, without repeats."""
     b = len(exclude)
     width = max((len(x) for x in exclude), default=0)

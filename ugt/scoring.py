@@ -123,7 +123,7 @@ def decode(model: UGT, histories: Sequence[History], now: Sequence[int], user_BU
     inputs = tensors(build_inputs(histories, now, user_BU, model.config.max_length))
     tables = model.tables()
     state_BTD = model.encode(inputs, tables)
-    limits = constraints(model, list(exclude))
+    limits = constraints(model, exclude)
     third_C = torch.arange(model.items.largest_group)
     return beam_search(model, state_BTD, inputs["length_B"], inputs["context_B"], tables, limits, torch.arange(beam_width), third_C)
 
@@ -189,7 +189,8 @@ def rank_users(
     found = candidates(model, split, users, part, filtered, user_UA, max(top_k, beam_width), beam_width, batch_size)
     ranked: dict[Head, NDArray[np.int64]] = {head: np.full((len(users), top_k), -1, np.int64) for head in ("fused", "generative", "dense")}
     for row, c in enumerate(found):
-        for head, items in (("fused", c.fused(fusion, top_k)), ("generative", c.items[:top_k]), ("dense", c.dense_items[:top_k])):
+        mine: dict[Head, NDArray] = {"fused": c.fused(fusion, top_k), "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}
+        for head, items in mine.items():
             ranked[head][row, : len(items)] = items
     return ranked
 

@@ -1,0 +1,43 @@
+"""Model inputs: one function for training, evaluation and serving; 0 is never a real code."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ugt.model.inputs import AGE_CODES, CONTEXT_CODES, GAP_CODES, VALUE_CODES, History, UserVocabulary, build_inputs, context_codes, gap_codes, value_codes
+
+DAY = 86400
+
+
+def test_gaps_double_per_code_and_unknown_is_zero() -> None:
+    times = np.cumsum([10**9, 30, 60, 120, 240, DAY, 3 * 365 * DAY])
+    assert gap_codes(times).tolist() == [0, 1, 2, 2, 3, 11, GAP_CODES - 1]
+    assert gap_codes([0, 0, 10**9]).tolist() == [0, 0, 0]
+    assert gap_codes([10**9, 10**9 - 5]).tolist() == [0, 1]  # a clock that runs back is no gap
+
+
+def test_values_are_half_points_and_missing_is_zero() -> None:
+    assert value_codes([0.5, 5.0, 10.0, 99.0, float("nan"), 0.0]).tolist() == [1, 10, 20, VALUE_CODES - 1, 0, 0]
+
+
+def test_context_is_the_part_of_the_day_and_of_the_week() -> None:
+    thursday = 0 * DAY + 7 * 3600
+    assert context_codes([0, thursday, thursday + 2 * DAY, thursday + 3 * DAY + 12 * 3600]).tolist() == [0, 2, 6, 8]
+    assert context_codes(np.arange(1, 14 * DAY, 3600)).max() == CONTEXT_CODES - 1
+
+
+def test_user_attributes_not_seen_in_training_are_unknown() -> None:
+    vocabulary = UserVocabulary.from_json(UserVocabulary.fit(["M", None, "F"], ["artist", None, ""]).to_json())
+    assert vocabulary.sizes == (3, AGE_CODES, 2)
+    assert vocabulary.codes({"gender": "M", "age": 34, "occupation": "artist"}) == (2, 4, 1)
+    assert vocabulary.codes({"gender": "X", "age": 190}) == (0, AGE_CODES - 1, 0)
+    assert vocabulary.codes(None) == (0, 0, 0)
+
+
+def test_a_batch_keeps_the_last_events_and_pads_on_the_right_with_zero() -> None:
+    long = History([3, 4, 5, 6], [1, 2, 3, 4], [1.0, 2.0, 3.0, 4.0], [100, 200, 300, 100_000])
+    inputs = build_inputs([long, History([0], [1], [np.nan], [0]), History([], [], [], [])], [0, 0, 0], np.zeros((3, 3)), max_length=3)
+    assert inputs["item_BL"].tolist() == [[5, 6, 7], [1, 0, 0], [0, 0, 0]]  # item 0 is row 1
+    assert inputs["action_BL"].tolist() == [[2, 3, 4], [1, 0, 0], [0, 0, 0]]
+    assert inputs["gap_BL"][0, 0] == 0  # what came before the window is unknown, as on a server that holds only the last events
+    assert inputs["length_B"].tolist() == [3, 1, 0]

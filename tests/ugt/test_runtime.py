@@ -1,0 +1,160 @@
+"""The exported graph in ONNX Runtime: the same answers as PyTorch, constraints and catalogue as inputs, and no torch in the process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from train.export import write_graph
+from ugt import runtime
+from ugt.decoding import constraints
+from ugt.model.config import ModelConfig
+from ugt.model.inputs import History, UserVocabulary
+from ugt.model.ugt import UGT
+from ugt.runtime import GenerationRequest, Generator
+from ugt.schema import UGTError
+from ugt.scoring import decode
+from ugt.semantic_ids import SemanticIds
+
+ITEMS, K = 80, 5
+
+
+def make_model() -> UGT:
+    torch.manual_seed(0)
+    codes = np.array([(i % K, i // K % 4, i // (4 * K)) for i in range(ITEMS)])
+    ids = SemanticIds.from_codes(codes, [f"i{i:03d}" for i in range(ITEMS)], K, K, 8)
+    return UGT(ModelConfig(width=16, max_length=9), ids, np.random.default_rng(0).normal(size=(ITEMS, 4)).astype(np.float32), UserVocabulary(["F", "M"], [])).eval()
+
+
+def write_version(model: UGT, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    write_graph(model, folder / runtime.GRAPH)
+    with torch.no_grad():
+        tables = {name: value.numpy() for name, value in model.tables()._asdict().items()}
+    np.savez(folder / runtime.TABLES, **tables)
+    np.save(folder / runtime.VECTORS, tables["item_ID"][1:])
+    card = {"config": model.config.model_dump(), "vocabulary": model.vocabulary.to_json()}
+    (folder / runtime.CARD).write_text(json.dumps(card))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> UGT:
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def version(model: UGT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_version(model, tmp_path_factory.mktemp("runtime") / "v1")
+
+
+@pytest.fixture(scope="module")
+def generator(version: Path) -> Generator:
+    return Generator(version)
+
+
+def request(rng: np.random.Generator, events: int, **more) -> GenerationRequest:
+    items = rng.integers(0, ITEMS, events).tolist()
+    return GenerationRequest(items, [10] * events, [4.0] * events, list(range(10**9, 10**9 + events)), 1_700_000_000, exclude=items, **more)
+
+
+@pytest.mark.parametrize("lengths", [[0], [1, 30], [4, 9, 2, 7, 0]])
+def test_onnx_and_pytorch_give_the_same_items_and_scores(model: UGT, generator: Generator, lengths: list[int]) -> None:
+    rng = np.random.default_rng(3)
+    requests = [request(rng, n, user={"gender": "M", "age": 30}, beam_width=23) for n in lengths]
+    codes = np.array([model.vocabulary.codes(r.user) for r in requests])
+    histories = [History(r.items, r.actions, r.values, r.timestamps) for r in requests]
+    beams = decode(model, histories, [r.now for r in requests], codes, [np.unique(r.exclude).astype(int) for r in requests], 23)
+    for row, result in enumerate(generator.recommend(requests)):
+        live = beams.item_BW[row] >= 0
+        assert result.item_indices.tolist() == beams.item_BW[row][live].tolist()
+        assert np.abs(result.log_probs - beams.log_prob_BW[row][live].numpy()).max() < 1e-4
+        assert np.allclose(result.user_vector, beams.user_BD[row], atol=1e-4)
+        assert [tuple(c) for c in result.codes] == [model.semantic_ids.code_of(i) for i in result.item_indices.tolist()]
+
+
+def test_each_request_of_a_batch_keeps_its_own_filter_exclusions_and_width(generator: Generator) -> None:
+    rng = np.random.default_rng(4)
+    third = np.arange(ITEMS) % 3 == 0
+    requests = [request(rng, 5, beam_width=7), request(rng, 5, allowed=third, beam_width=40), request(rng, 5, allowed=~third), request(rng, 3, allowed=third.copy())]
+    results = generator.recommend(requests)
+    assert [len(r.item_indices) for r in results][0] == 7
+    for r, result in zip(requests, results, strict=True):
+        assert not set(result.item_indices.tolist()) & set(r.exclude)
+        assert len(set(result.item_indices.tolist())) == len(result.item_indices)
+        if r.allowed is not None:
+            assert r.allowed[result.item_indices].all()
+    assert set(results[1].item_indices.tolist()) == set(np.flatnonzero(third).tolist()) - set(requests[1].exclude)  # all that are legal
+
+
+def test_an_empty_answer_where_nothing_is_legal(generator: Generator) -> None:
+    (result,) = generator.recommend([request(np.random.default_rng(5), 4, allowed=np.zeros(ITEMS, bool))])
+    assert result.item_indices.tolist() == []
+    assert result.codes.shape == (0, 3)
+
+
+def test_a_prior_on_level_one_reaches_the_beam(generator: Generator) -> None:
+    prior = np.full(K, -20.0, np.float32)
+    prior[3] = 20.0
+    (result,) = generator.recommend([GenerationRequest([], [], [], [], 0, prior=prior, beam_width=10)])
+    assert (result.codes[:, 0] == 3).all()
+
+
+def test_an_item_added_to_the_tables_comes_out_of_the_same_graph(model: UGT, version: Path, tmp_path: Path) -> None:
+    """Catalogue as input: a new item is rows in arrays, not a new export."""
+    with np.load(version / runtime.TABLES) as tables:
+        grown = {name: tables[name] for name in tables.files}
+    group = int(model.items.group_N[7])
+    slot = int(grown["group_start_G"][group] + grown["group_count_G"][group])
+    assert grown["slot_item_S"][slot] == -1  # a spare slot
+    grown["slot_item_S"][slot] = ITEMS
+    grown["group_count_G"][group] += 1
+    grown["item_slot_N"] = np.append(grown["item_slot_N"], slot)
+    grown["item_group_N"] = np.append(grown["item_group_N"], group)
+    grown["item_ID"] = np.concatenate([grown["item_ID"], grown["item_ID"][[8]]])  # the twin of item 7
+    for name in (runtime.GRAPH, runtime.CARD):
+        (tmp_path / name).write_bytes((version / name).read_bytes())
+    np.savez(tmp_path / runtime.TABLES, **grown)
+    np.save(tmp_path / runtime.VECTORS, grown["item_ID"][1:])
+    (result,) = Generator(tmp_path).recommend([GenerationRequest([7], [1], [5.0], [0], 0, beam_width=ITEMS + 1)])
+    score = dict(zip(result.item_indices.tolist(), result.log_probs.tolist(), strict=True))
+    assert len(score) == ITEMS + 1
+    assert score[ITEMS] == pytest.approx(score[7], abs=1e-5)
+
+
+def test_what_can_not_be_answered_is_said(generator: Generator, tmp_path: Path) -> None:
+    ask = GenerationRequest([], [], [], [], 0)
+    for broken, words in (
+        ({"items": [ITEMS], "actions": [1], "values": [1.0], "timestamps": [0]}, "outside 0..79"),
+        ({"items": [1]}, "differ in length"),
+        ({"exclude": [-1]}, "exclude names an item"),
+        ({"allowed": np.ones(3, bool)}, "3 entries for 80 items"),
+        ({"beam_width": 0}, "beam_width 0"),
+        ({"strategy": "nucleus"}, "'nucleus' is not supported"),
+    ):
+        with pytest.raises(UGTError, match=words):
+            generator.recommend([GenerationRequest(**(vars(ask) | broken))])
+    with pytest.raises(UGTError, match=r"decode.onnx, tables.npz, item_vectors.npy, card.json missing"):
+        Generator(tmp_path)
+
+
+def test_a_replica_answers_without_torch(version: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from ugt.runtime import Generator, GenerationRequest as R;"
+        f"print(len(Generator(Path({str(version)!r})).recommend([R([1], [1], [4.0], [0], 0)])[0].item_indices), 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["50", "False"]
+
+
+def test_constraints_in_pytorch_and_in_the_runtime_are_the_same_arrays(model: UGT, generator: Generator) -> None:
+    allowed = np.arange(ITEMS) % 4 > 0
+    arrays = generator.inputs([GenerationRequest([], [], [], [], 0, exclude=[5, 9, 5], allowed=allowed)])
+    limits = constraints(model, [[5, 9]], allowed)
+    for name in limits._fields:
+        assert np.array_equal(arrays[name], getattr(limits, name).numpy()), name
