@@ -34,6 +34,7 @@ def connected(config: RayConfig) -> Iterator[str]:
     if ray.is_initialized():
         yield _dashboard_url()
         return
+    _quiet_ray()
     address = config.address or os.environ.get("RAY_ADDRESS", "")
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address:
@@ -54,22 +55,19 @@ def connected(config: RayConfig) -> Iterator[str]:
             dashboard_port=config.dashboard_port,
             **quiet,
         )
-    _quiet_progress()
     try:
         yield _dashboard_url()
     finally:
         ray.shutdown()
 
 
-def _quiet_progress() -> None:
-    """One line per step is our progress; the bars of every Ray Data operator would bury it (they stay in the dashboard)."""
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+def _quiet_ray() -> None:
+    """One line per step is our progress. What Ray tells a driver at length stays in its dashboard and logs; its errors are shown."""
     for name in ("ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    # many small actors that wait are by design here, and not a fault
+    logging.getLogger("ray._private.worker").addFilter(lambda record: "worker processes have been started on node" not in record.getMessage())
 
 
 def _dashboard_url() -> str:

@@ -18,6 +18,7 @@ from ray_app import pipeline, serving
 from ray_app.bench import serve as bench
 from ray_app.cluster import connected
 from ray_app.report import PeakMemory, Progress, metrics_table
+from serve import app
 from ugt.artifacts import Artifact, read_table
 from ugt.client import Client
 from ugt.settings import Settings
@@ -29,6 +30,7 @@ def run(settings: Settings, console: Console) -> dict[str, Any]:
     """Run everything; returns the report that `--json` writes (docs/demo.md names its fields)."""
 
     start = time.monotonic()
+    app.check_port(settings.serve.host, settings.serve.port)  # now, not after minutes of training
     progress = Progress(console)
     with PeakMemory() as memory, connected(settings.ray) as dashboard:
         _introduce(settings, console, dashboard)

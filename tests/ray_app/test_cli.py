@@ -63,7 +63,9 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) ->
 
     def make(out: Path, work: Path) -> dict[str, int]:
         (out / "half").write_text("x")
-        raise OSError(28, "No space left on device")
+        with open("/dev/full", "w") as f:  # the kernel's own "No space left on device"
+            f.write("x" * 100_000)
+        return {}
 
     store = ArtifactStore(tmp_path)
     with pytest.raises(UGTError, match="disk"):
