@@ -164,6 +164,33 @@ def evaluate(
     write_json(json_path, report)
 
 
+@app.command()
+def tune(
+    config: ConfigPath = None,
+    source: Source = None,
+    data_dir: DataDir = None,
+    imdb_dir: ImdbDir = None,
+    seed: Seed = None,
+    space: Annotated[Path | None, typer.Option(help="Search space (YAML); the recommended one if not given.")] = None,
+    trials: Annotated[int, typer.Option(help="How many draws from the space.")] = 16,
+    epochs: Annotated[int, typer.Option(help="Most epochs of a trial.")] = 20,
+    out: Annotated[Path, typer.Option(help="Where the best values go, as a preset.")] = Path("best.yaml"),
+    json_path: JsonPath = None,
+) -> None:
+    """Search model and training settings with ASHA, on validation; goes on where it was killed."""
+    from ray_app import tuning
+    from ray_app.cluster import connected
+    from tune.sweep import SweepConfig
+
+    settings = settings_of(config, source, data_dir, imdb_dir, seed, **{"training.stage1.epochs": epochs})
+    with connected(settings.ray):
+        report = tuning.run(settings, space, SweepConfig(trials=trials, max_reports=epochs, driver_cpus=1.0, seed=settings.seed), out, console)
+    for trial in report["trials"][:5]:
+        console.print(f" {trial['metric'] or 0:.4f}  {trial['values']}", highlight=False, soft_wrap=True)
+    console.print(f" best values written to {out}   next: ugt train ugt --config {out}", highlight=False, soft_wrap=True)
+    write_json(json_path, report)
+
+
 @models_app.command("list")
 def models_list(config: ConfigPath = None, json_path: JsonPath = None) -> None:
     """Versions in the registry; the one in production is marked."""
