@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -120,6 +122,20 @@ def test_an_evaluation_is_honest_and_repeatable(ray_session: None, world: World,
     assert low <= report["metrics"]["ugt"]["recall@10"] <= high
     assert {f"ugt_{w}_{m}_recall@10" for w in ("minus", "over") for m in ("popularity", "item_knn", "oracle")} <= set(report["intervals"])
     assert report["permuted"]["falls_to_popularity"] is True
+
+    # the lines that docs/evaluation.md gives to everybody
+    home = tmp_path / "artifacts"
+    for step, folder in (("semantic_ids", world.root / "semantic_ids"), ("histories", world.root), ("evaluate", tmp_path / "first")):
+        (home / step).mkdir(parents=True)
+        (home / step / "key").symlink_to(folder)
+    code = re.search(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1].replace('".ugt/artifacts"', repr(str(home))), names)
+    for row in names["figures"].iter_rows(named=True):
+        section = report["heads" if row["head"] in evaluate.HEADS else "baselines"][row["head"]]["filtered" if row["filtered"] else "unfiltered"]
+        assert (row["recall@10"], row["ndcg@10"]) == pytest.approx((section["recall@10"], section["ndcg@10"]), abs=1e-12)
+    assert names["figures"].height == 13
 
     # one actor instead of two: the same bytes
     monkeypatch.setattr("train.evaluate.ray.cluster_resources", lambda: {"CPU": 1.0})
