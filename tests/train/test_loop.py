@@ -1,0 +1,118 @@
+"""The loop: resume on the same curve, keep-best, a loss that isn't finite, the schedule, workers that add up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from train.loop import STATE, Plan, Progress, Step, fit, learning_rate
+from ugt.schema import UGTError
+
+PLAN = Plan("stage1", epochs=4, learning_rate=0.05, warmup=0.1, weight_decay=0.01, gradient_clip=1.0, validate_every=1, seed=7)
+
+
+class Line(nn.Module):
+    """y = w x with dropout, so that a curve that repeats proves the random state repeats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        error = ((self.model(batch["x"])[:, 0] - batch["y"]) ** 2).sum()
+        return {"squared": error, "loss": 1.0 * error}
+
+
+def make(epoch: int, i: int, broken: tuple[int, int] | None = None) -> Step:
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(100 * epoch + i))
+    y = x.sum(1) if broken != (epoch, i) else x.sum(1) * math.nan
+    return Step({"x": x, "y": y}, 16, f"users {i}")
+
+
+def steps(epoch: int, broken: tuple[int, int] | None = None) -> Sequence[Callable[[], Step]]:
+    return [partial(make, epoch, i, broken) for i in range(5)]
+
+
+def score(model: nn.Module) -> dict[str, float]:
+    model.eval()
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return {"score": -float(((model(x)[:, 0] - x.sum(1)) ** 2).mean())}
+
+
+def train(work_dir: Path, plan: Plan = PLAN, steps=steps, validate=score) -> tuple[nn.Module, Progress]:
+    line = Line()
+    return line.model, fit(line, line.model, plan, steps, validate, work_dir)
+
+
+def without_times(progress: Progress) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in progress.curve]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", [(0, 3), (2, 0), (3, 4)])
+def test_a_killed_training_ends_on_the_same_curve(tmp_path: Path, at: tuple[int, int]) -> None:
+    def cut_off(epoch: int) -> Sequence[Callable[[], Step]]:
+        def step(i: int) -> Step:
+            if (epoch, i) == at:
+                raise Killed
+            return make(epoch, i)
+
+        return [partial(step, i) for i in range(5)]
+
+    whole, expected = train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", steps=cut_off)
+    model, progress = train(tmp_path / "cut")
+    assert without_times(progress) == without_times(expected)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True))
+
+
+def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
+    (tmp_path / f"{STATE}.tmp").write_bytes(b"half")
+    _, progress = train(tmp_path)
+    assert progress.epoch == 4
+
+
+def test_the_best_epoch_is_kept_and_a_stage_that_only_harms_returns_what_it_was_given(tmp_path: Path) -> None:
+    values = iter([0.1, 0.3, 0.9, 0.2, 0.4])
+    model, progress = train(tmp_path / "a", validate=lambda m: {"score": next(values)})
+    assert (progress.best, progress.best_epoch) == (0.9, 1)
+    two, _ = train(tmp_path / "b", plan=Plan(**{**vars(PLAN), "epochs": 4}), validate=lambda m: {"score": -1.0})
+    assert all(torch.equal(a, b) for a, b in zip(two.state_dict().values(), Line().model.state_dict().values(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_a_loss_that_is_not_finite_names_its_batch_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UGTError, match=r"stage1: the loss is not finite .* epoch 2, step 3, users 3"):
+        train(tmp_path, steps=partial(steps, broken=(2, 3)))
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    assert state["progress"]["epoch"] == 2
+    assert all(torch.isfinite(v).all() for v in state["model"].values())
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [learning_rate(PLAN, x / 20) for x in range(21)]
+    assert rates[1] == pytest.approx(0.025)
+    assert max(rates) == pytest.approx(rates[2]) == pytest.approx(0.05)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] == pytest.approx(0.0)
+
+
+def test_the_curve_has_each_term_per_target(tmp_path: Path) -> None:
+    _, progress = train(tmp_path)
+    assert progress.curve[0]["epoch"] == -1  # the start, before any step
+    row = progress.curve[1]
+    assert row["targets"] == 80
+    assert row["squared"] == pytest.approx(row["loss"])
+    assert row["loss"] > progress.curve[-1]["loss"]
