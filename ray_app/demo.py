@@ -27,7 +27,7 @@ REQUESTS = 500
 
 
 def run(settings: Settings, console: Console) -> dict[str, Any]:
-    """Run everything; returns the report that `--json` writes (docs/demo.md names its fields)."""
+    """Run everything; returns the report that `--json` writes (docs/evaluation.md explains the metrics)."""
 
     start = time.monotonic()
     app.check_port(settings.serve.host, settings.serve.port)  # now, not after minutes of training

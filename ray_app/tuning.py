@@ -13,7 +13,7 @@ from rich.console import Console
 from ray_app import pipeline
 from ray_app.report import Progress
 from tune import spaces, sweep
-from ugt.artifacts import write_text
+from ugt.artifacts import content_hash, write_text
 from ugt.schema import UGTError
 from ugt.settings import Settings
 
@@ -32,7 +32,8 @@ def run(settings: Settings, space_path: Path | None, config: sweep.SweepConfig, 
         "semantic_ids_dir": str(artifacts["semantic_ids"].path),
         "min_events": settings.histories.min_events,
     }
-    storage = settings.home / "work" / "tune" / artifacts["semantic_ids"].key
+    key = content_hash([settings.model, settings.training, settings.histories, artifacts["histories"].key, artifacts["semantic_ids"].key])
+    storage = settings.home / "work" / "tune" / key
     result = sweep.run(partial(fit_stage1, folders, settings), space, config, storage)
     preset: dict[str, Any] = {}
     for name, value in result.best.items():
