@@ -19,6 +19,7 @@ import numpy as np
 from ugt import histories as histories_module
 from ugt.artifacts import ITEMS, MANIFEST, USERS, content_hash, read_table
 from ugt.histories import Histories
+from ugt.runtime import VECTORS
 from ugt.schema import ACTIONS, Item, UGTError, User
 from ugt.settings import StoresConfig
 from ugt.stores import embedded
@@ -47,7 +48,7 @@ def materialize(
     Raises UGTError if a table, a file or a store is missing.
     """
     start = time.monotonic()
-    files = {dense_space(version): Path(version_dir) / "item_vectors.npy", **{space: Path(p) for space, p in spaces.items()}}
+    files = {dense_space(version): Path(version_dir) / VECTORS, **{space: Path(p) for space, p in spaces.items()}}
     for path in files.values():
         if not path.is_file():
             raise UGTError(f"no vectors at {path}. Run the step that makes them, or `ugt demo` for all of them.")

@@ -59,6 +59,7 @@ class ServeConfig(Config):
     generation_budget_ms: int = 100
     fallback_budget_ms: int = 50
     max_queued_requests: int = 64
+    generator_threads: int = 1  # of ONNX Runtime; batches run one at a time
     model_name: str = "ugt"
 
 

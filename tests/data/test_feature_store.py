@@ -43,17 +43,9 @@ def folders(tmp_path_factory):
     embedded.stop(root / "home")
 
 
-def load(root, version="v0001-00000000"):
-    return materialize(
-        root / "histories",
-        root / "etl",
-        StoresConfig(),
-        root / "home",
-        name="ugt",
-        version=version,
-        version_dir=root / "version",
-        spaces={"fused": root / "fused.npy"},
-    )
+def load(root, version="v0001-00000000", spaces=None):
+    where = {"name": "ugt", "version": version, "version_dir": root / "version", "spaces": spaces or {"fused": root / "fused.npy"}}
+    return materialize(root / "histories", root / "etl", StoresConfig(), root / "home", **where)
 
 
 def online(root, use):
@@ -102,6 +94,4 @@ def test_feedback_survives_a_new_version_and_a_killed_load_is_done_again(folders
 
 def test_missing_vectors_name_their_file(folders):
     with pytest.raises(UGTError, match=r"nowhere\.npy"):
-        materialize(
-            folders / "histories", folders / "etl", StoresConfig(), folders / "home", name="ugt", version="v0001-00000000", version_dir=folders / "version", spaces={"fused": folders / "nowhere.npy"}
-        )  # fmt: skip
+        load(folders, spaces={"fused": folders / "nowhere.npy"})

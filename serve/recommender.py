@@ -1,0 +1,319 @@
+"""Recommender: one request down the ladder ugt -> retrieval -> popular, and the last check that nothing illegal leaves.
+
+Excluded are the items the user ever had an event with, what was shown within the exposure window and what the request names. Exclusions and filters
+travel into the decode and the search, so a filtered page is as full as the catalogue allows. A rung that fails or is late is skipped, and every
+item says which rung it came from. Scores are the rungs' own: fused head score (ugt, retrieval), cosine (retrieval without a user vector), number
+of events (popular); they order items within a rung and are not comparable across rungs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from weakref import WeakValueDictionary
+
+import redis
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve.catalogue import Catalogue
+from serve.generator import Generated, Generation
+from serve.logs import logger
+from serve.metrics import RecommenderMetrics
+from serve.problems import Refusal
+from serve.reasons import reason
+from serve.retriever import Candidates, FilterKey
+from serve.versions import VersionSource
+from ugt.api import Recommendation, RecommendRequest, SimilarItems, SimilarRequest
+from ugt.model.inputs import USER_ATTRIBUTES
+from ugt.ranking import fuse
+from ugt.schema import ACTION_IDS, Rung
+from ugt.settings import ServeConfig
+from ugt.stores.features import ALL, OnlineFeatures, UserState, segment_of
+
+HISTORY = 200  # events read for a request; a model reads its own last `max_length` of them
+POPULAR_PAGE = 1000
+NEIGHBOURS_OF = 10  # newest items whose mean stands for the user when no user vector could be made
+
+
+@dataclass(frozen=True)
+class Pick:
+    index: int
+    score: float
+    source: Rung
+
+
+@dataclass
+class Request:
+    """A request with what was read for it."""
+
+    body: RecommendRequest
+    trace_id: str
+    version: str
+    user: UserState
+    history: list[int]  # item_index, oldest first
+    exclude: list[int]
+    key: FilterKey
+    rungs: dict[str, Any] = field(default_factory=dict)  # what each rung did, for debug_info
+
+
+@serve.deployment
+class Recommender:
+    def __init__(self, generator: DeploymentHandle, retriever: DeploymentHandle, source: VersionSource, config: ServeConfig):
+        self._generator, self._retriever, self._source, self._config = generator, retriever, source, config
+        self._features = OnlineFeatures(source.resolved().redis_url, config.exposure_hours)
+        self._metrics = RecommenderMetrics()
+        self._log = logger("Recommender")
+        # requests of one user take turns: two at once must not show the same items
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def reconfigure(self, user_config: dict[str, str]) -> None:
+        """Load the catalogue of the version named by `user_config`."""
+        version = user_config["version"]
+        folder = self._source.folder(version)
+        self._catalogue: Catalogue = self._source.catalogue(folder)
+        self._fusion = self._source.fusion(folder)
+        self._version = version
+        self._metrics.version.set(1, tags={"version": version})
+
+    # --- /recommend
+
+    async def recommend(self, body: RecommendRequest, trace_id: str) -> Recommendation | Refusal:
+        """Refuses with `unavailable` if Redis does not answer: without it nobody knows what may be shown."""
+        lock = self._turns.setdefault(body.user_id, asyncio.Lock())
+        async with lock:
+            start = time.perf_counter()
+            try:
+                answer = await self._answer(body, trace_id)
+            except redis.RedisError as error:
+                self._log.error("redis does not answer", trace_id=trace_id, error=repr(error))
+                return Refusal("unavailable", "Redis does not answer.")
+        sources = [i.source for i in answer.items]
+        for source in set(sources):
+            self._metrics.items.inc(sources.count(source), tags={"source": source})
+        self._log.info(
+            "recommended",
+            trace_id=trace_id,
+            request_id=answer.request_id,
+            items=len(sources),
+            sources={s: sources.count(s) for s in set(sources)},
+            ms=round((time.perf_counter() - start) * 1000, 2),
+        )
+        return answer
+
+    async def _answer(self, body: RecommendRequest, trace_id: str) -> Recommendation:
+        now = time.time()
+        user = await self._features.user_state(body.user_id, now, HISTORY)
+        excluded = user.seen | user.exposed | set(body.exclude)
+        request = Request(
+            body=body,
+            trace_id=trace_id,
+            version=self._version,
+            user=user,
+            history=self._catalogue.indices(e.item_id for e in user.history),
+            exclude=self._catalogue.indices(excluded),
+            key=self._catalogue.filter_key(body.item_types, body.categories),
+        )
+        picks = await self._personal(request) if request.history else []
+        if len(picks) < body.size:
+            picks += await self._popular(request, excluded, {p.index for p in picks}, body.size - len(picks))
+        picks = self._checked(request, picks[: body.size], excluded)
+        items = [
+            self._catalogue.card(p.index)
+            | {"score": p.score, "position": position, "source": p.source, "reason": self._reason(request, p) if body.explain else None}
+            for position, p in enumerate(picks, 1)
+        ]
+        # before the answer leaves: a request that follows at once must know what this one showed
+        await self._features.record_exposure(body.user_id, [i["item_id"] for i in items], time.time())
+        return Recommendation(
+            request_id=uuid.uuid4().hex,
+            user_id=body.user_id,
+            items=items,
+            model_version=request.version,
+            trace_id=trace_id,
+            generated_at=datetime.fromtimestamp(now, UTC).isoformat(),
+            debug_info=self._debug(request, len(items)),
+        )
+
+    async def _personal(self, request: Request) -> list[Pick]:
+        """The rungs ugt and retrieval, fused the way evaluation fuses them; empty if neither answered."""
+        generated: Generated | None = await self._rung(
+            request, "ugt", self._config.generation_budget_ms, self._generator.generate.remote(self._generation(request))
+        )
+        if generated is None:
+            call = self._retriever.like.remote(request.version, request.history[-NEIGHBOURS_OF:], request.exclude, request.key, self._config.candidates)
+            near: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
+            return [] if near is None else _picks(near.items, near.scores, set())
+        call = self._retriever.search.remote(request.version, generated.user_vector, request.exclude, request.key, self._config.candidates, generated.items)
+        found: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
+        if found is None:
+            return _picks(generated.items, generated.log_probs, set(generated.items.tolist()))
+        items, scores = fuse(
+            generated.items, generated.log_probs, found.asked, found.items, found.scores, self._fusion.weight, request.body.size, self._fusion.method
+        )
+        return _picks(items, scores, set(generated.items.tolist()))
+
+    async def _rung(self, request: Request, rung: str, budget_ms: int, call: Any) -> Any:
+        """The answer of a rung, or None if it is late or fails; a late one is told to stop."""
+        start = time.perf_counter()
+        cause: str | None = None
+        try:
+            return await asyncio.wait_for(_awaited(call), budget_ms / 1000)
+        except TimeoutError:
+            call.cancel()
+            cause = "late"
+        except Exception as error:  # any failure of a rung means the next rung
+            cause = "failed"
+            self._log.warning("rung failed", rung=rung, trace_id=request.trace_id, error=repr(error)[:500])
+        finally:
+            milliseconds = (time.perf_counter() - start) * 1000
+            request.rungs[rung] = {"ms": round(milliseconds, 2), "state": cause or "ok"}
+            self._metrics.rung_latency.observe(milliseconds, tags={"rung": rung})
+            if cause is not None:
+                self._metrics.rung_failures.inc(tags={"rung": rung, "cause": cause})
+        return None
+
+    def _generation(self, request: Request) -> Generation:
+        events = [e for e in request.user.history if e.item_id in self._catalogue.index]
+        profile = request.user.profile
+        timestamp = request.body.context.timestamp
+        return Generation(
+            version=request.version,
+            items=request.history,
+            actions=[ACTION_IDS[e.action] for e in events],
+            values=[float("nan") if e.value is None else e.value for e in events],
+            timestamps=[e.timestamp for e in events],
+            now=int(time.time()) if timestamp is None else timestamp,
+            user={} if profile is None else {name: getattr(profile, name) for name in USER_ATTRIBUTES},
+            exclude=request.exclude,
+            filter_key=request.key,
+        )
+
+    async def _popular(self, request: Request, excluded: set[str], taken: set[int], count: int) -> list[Pick]:
+        """The most popular legal items, of the user's segment first; all of the catalogue is behind them."""
+        start = time.perf_counter()
+        types, categories = set(request.key[0]), set(request.key[1])
+        picks: list[Pick] = []
+        segment = segment_of(request.user.profile)
+        for name in (segment, ALL) if segment != ALL else (ALL,):
+            offset = 0
+            while len(picks) < count and (page := await self._features.popular(name, offset, POPULAR_PAGE)):
+                offset += len(page)
+                for item_id, events in page:
+                    index = self._catalogue.index.get(item_id)
+                    if index is None or index in taken or item_id in excluded or not self._catalogue.fits(index, types, categories):
+                        continue
+                    taken.add(index)
+                    picks.append(Pick(index, events, "popular"))
+                    if len(picks) == count:
+                        break
+        milliseconds = (time.perf_counter() - start) * 1000
+        request.rungs["popular"] = {"ms": round(milliseconds, 2), "state": "ok", "segment": segment}
+        self._metrics.rung_latency.observe(milliseconds, tags={"rung": "popular"})
+        return picks
+
+    def _checked(self, request: Request, picks: list[Pick], excluded: set[str]) -> list[Pick]:
+        """The picks that may be shown. Every rung keeps to the rules by itself; what is stopped here is a fault, counted and logged."""
+        types, categories = set(request.key[0]), set(request.key[1])
+        legal: list[Pick] = []
+        taken: set[int] = set()
+        for pick in picks:
+            exists = 0 <= pick.index < len(self._catalogue)
+            if (
+                exists
+                and pick.index not in taken
+                and self._catalogue.item_ids[pick.index] not in excluded
+                and self._catalogue.fits(pick.index, types, categories)
+            ):
+                taken.add(pick.index)
+                legal.append(pick)
+            else:
+                self._metrics.illegal.inc()
+                self._log.error("illegal item stopped", trace_id=request.trace_id, index=pick.index, source=pick.source)
+        return legal
+
+    def _reason(self, request: Request, pick: Pick) -> str:
+        return reason(self._catalogue, pick.index, pick.source, request.history, segment_of(request.user.profile))
+
+    def _debug(self, request: Request, returned: int) -> dict[str, Any] | None:
+        info: dict[str, Any] = {}
+        if returned < request.body.size:
+            allowed = self._catalogue.allowed(request.key)
+            passing = len(self._catalogue) if allowed is None else int(allowed.sum())
+            blocked = len(request.exclude) if allowed is None else int(allowed[request.exclude].sum())
+            cause = "exhausted" if passing - blocked <= returned else "failed"
+            self._metrics.short_pages.inc(tags={"cause": cause})
+            info["short_page"] = (
+                f"{returned} of {request.body.size} items: {passing} of {len(self._catalogue)} items pass the filters, {blocked} of them were seen, "
+                f"excluded or shown within {self._config.exposure_hours:g} h" + ("" if cause == "exhausted" else "; a rung did not answer")
+            )
+        if request.body.debug:
+            info |= {
+                "rungs": request.rungs,
+                "history": len(request.history),
+                "excluded": len(request.exclude),
+                "seen": len(request.user.seen),
+                "exposed": len(request.user.exposed),
+                "known_user": request.user.profile is not None,
+            }
+        return info or None
+
+    # --- /similar, readiness
+
+    async def similar(self, body: SimilarRequest, trace_id: str) -> SimilarItems | Refusal:
+        """Refuses with `unknown-item`, `unknown-space` or `unavailable`."""
+        index = self._catalogue.index.get(body.item_id)
+        if index is None:
+            return Refusal("unknown-item", f"item_id: there is no item {body.item_id!r}.", {"item_id": body.item_id})
+        version = self._version
+        try:
+            call = self._retriever.similar.remote(version, index, body.space, self._catalogue.indices(body.exclude), body.size)
+            found: Candidates | None = await asyncio.wait_for(_awaited(call), 5.0)
+        except Exception as error:
+            self._log.error("retriever does not answer", trace_id=trace_id, error=repr(error)[:500])
+            return Refusal("unavailable", "The retriever does not answer.")
+        if found is None:
+            return Refusal("unknown-space", f"space: this model was made without {body.space} vectors.")
+        items = [
+            self._catalogue.card(p.index) | {"score": p.score, "position": position, "source": p.source}
+            for position, p in enumerate(_picks(found.items, found.scores, set()), 1)
+        ]
+        generated_at = datetime.now(UTC).isoformat()
+        return SimilarItems(item_id=body.item_id, space=body.space, items=items, model_version=version, trace_id=trace_id, generated_at=generated_at)
+
+    async def status(self) -> dict[str, str | None]:
+        """Each dependency by name: None if it is well, else what is wrong. Also opens the way to the other deployments before the first request."""
+        calls = (self._generator.status.remote(), self._retriever.status.remote(), self._features.ping())
+        generator, retriever, store = await asyncio.gather(*(_within(c) for c in calls), return_exceptions=True)
+        version, milvus = retriever if isinstance(retriever, tuple) else ("", None)
+        return {
+            "model": None if generator == version == self._version else f"versions differ: {self._version}, generator {generator!r}, retriever {version!r}",
+            "generator": _wrong(generator),
+            "retriever": _wrong(retriever),
+            "milvus": milvus if isinstance(retriever, tuple) else "the retriever does not answer",
+            "redis": _wrong(store),
+        }
+
+    def version(self) -> str:
+        return self._version
+
+
+def _picks(items: Any, scores: Any, generated: set[int]) -> list[Pick]:
+    return [Pick(i, s, "ugt" if i in generated else "retrieval") for i, s in zip(items.tolist(), scores.tolist(), strict=True)]
+
+
+async def _awaited(call: Awaitable[Any]) -> Any:
+    return await call
+
+
+async def _within(call: Awaitable[Any], seconds: float = 3.0) -> Any:
+    return await asyncio.wait_for(_awaited(call), seconds)
+
+
+def _wrong(result: Any) -> str | None:
+    return f"{type(result).__name__}: {result}"[:300] if isinstance(result, BaseException) else None
