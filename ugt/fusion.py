@@ -136,8 +136,13 @@ def bottleneck(x_NF: np.ndarray, layers: tuple[tuple[np.ndarray, np.ndarray], ..
     for i, (weight, bias) in enumerate(layers):
         z = z @ weight + bias
         if i < len(layers) - 1:
-            z = z / (1 + np.exp(-z))
+            z = silu(z)
     return z
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """x * sigmoid(x), by tanh: exp would overflow for large negative x."""
+    return x * (0.5 * (1 + np.tanh(0.5 * x)))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ugt.fusion import silu
 from ugt.schema import UGTError
 
 BLOCK = 65_536  # rows of a distance block: 64k x 512 codes x 4 bytes = 128 MB at most
@@ -36,7 +37,7 @@ class Codebooks:
         for i, (weight, bias) in enumerate(self.layers):
             z = z @ weight + bias
             if i < len(self.layers) - 1:
-                z = z / (1 + np.exp(-z))
+                z = silu(z)
         return z
 
     def save(self, path: Path) -> None:

@@ -44,7 +44,7 @@ class Word2VecConfig(Config):
     negative: int = Field(default=10, ge=1)
     epochs: int = Field(default=10, ge=1)
     min_words: int = 1_000_000  # a small corpus is read more often, up to 100 times, until this many words were seen
-    sample: float = 1e-3  # words above this share of the corpus are thinned out
+    sample: float = 1e-4  # words above this share of the corpus are thinned out; half the time of gensim's 1e-3, items retrieved as well or better
     shrinkage: float = Field(default=3.0, ge=0)  # an item's own vector weighs (views) against this much of its neighbours'
     workers: int = 1  # one worker is reproducible to the bit; more are not (gensim)
     seed: int = 0
