@@ -257,7 +257,7 @@ def _character(rng: np.random.Generator) -> str:
 
 
 def _episodes_and_games(catalogue: Catalogue, rows: dict[str, list[list[Any]]], rng: np.random.Generator) -> None:
-    """What a loader must leave out: single episodes of the series, a few video games and an adult title or two are in IMDb's files as well."""
+    """What a loader must leave out: single episodes of the series, and a few video games."""
     number = 9_000_000
     for title in catalogue.titles:
         if title.kind != "tvSeries":
