@@ -84,7 +84,7 @@ def graph(settings: Settings, version: str = PRODUCTION) -> serve.Application:
 
     def deployed(deployment: Any, cpus: float, ongoing: int, versioned: bool = False) -> Any:
         return deployment.options(
-            ray_actor_options={"num_cpus": cpus, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}},
+            ray_actor_options={"num_cpus": cpus},  # Ray sets OMP_NUM_THREADS=1 for fractions; a runtime_env would forbid its warm workers
             max_ongoing_requests=ongoing,
             max_queued_requests=config.max_queued_requests,
             health_check_period_s=5,
@@ -110,9 +110,7 @@ def start(settings: Settings, version: str = PRODUCTION) -> str:
     host, port = settings.serve.host, settings.serve.port
     check_port(host, port)
     if serve.status().proxies:
-        raise UGTError(
-            "Serve already runs on this Ray cluster, with its own port. Use `serve deploy configs/serve.yaml`, or end it first: serve shutdown"
-        )
+        raise UGTError("Serve already runs on this Ray cluster, with its own port. Use `serve deploy configs/serve.yaml`, or end it first: serve shutdown")
     application = graph(settings, version)
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=LoggingConfig(encoding="JSON", enable_access_log=False))
     try:

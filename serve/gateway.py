@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import problems
+from serve.calls import within
 from serve.metrics import GatewayMetrics, prometheus_text
 from serve.problems import ProblemException, Refusal
 from ugt.api import TRACE_HEADER, Dependency, Feedback, FeedbackAccepted, Health, Problem, Recommendation, RecommendRequest, SimilarItems, SimilarRequest
@@ -114,14 +115,12 @@ class Gateway:
         found: dict[str, str | None] = {}
         version = None
         try:
-            status, version = await asyncio.wait_for(
-                asyncio.gather(_awaited(self._recommender.status.remote()), _awaited(self._recommender.version.remote())), 5.0
-            )
-            found |= {"recommender": None, **status}
+            version, parts = await within(self._recommender.status.remote(), 5.0)
+            found |= {"recommender": None, **parts}
         except Exception as error:  # whatever it is, it is the state of the recommender
             found["recommender"] = f"{type(error).__name__}: {error}"
         try:
-            await asyncio.wait_for(_awaited(self._events.ping.remote()), 5.0)
+            await within(self._events.ping.remote(), 5.0)
             found["events"] = None
         except Exception as error:
             found["events"] = f"{type(error).__name__}: {error}"
@@ -132,7 +131,3 @@ class Gateway:
             found["sql"] = f"{type(error).__name__}: {error}"
         dependencies = {name: Dependency(state="failed" if wrong else "ok", detail=wrong[:300] if wrong else None) for name, wrong in found.items()}
         return Health(status="failed" if any(found.values()) else "ok", model_version=version, dependencies=dependencies)
-
-
-async def _awaited(call: Any) -> Any:
-    return await call

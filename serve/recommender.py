@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +20,7 @@ import redis
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from serve.calls import within
 from serve.catalogue import Catalogue
 from serve.generator import Generated, Generation
 from serve.logs import logger
@@ -163,9 +163,8 @@ class Recommender:
         start = time.perf_counter()
         cause: str | None = None
         try:
-            return await asyncio.wait_for(_awaited(call), budget_ms / 1000)
+            return await within(call, budget_ms / 1000)
         except TimeoutError:
-            call.cancel()
             cause = "late"
         except Exception as error:  # any failure of a rung means the next rung
             cause = "failed"
@@ -273,7 +272,7 @@ class Recommender:
         version = self._version
         try:
             call = self._retriever.similar.remote(version, index, body.space, self._catalogue.indices(body.exclude), body.size)
-            found: Candidates | None = await asyncio.wait_for(_awaited(call), 5.0)
+            found: Candidates | None = await within(call, 5.0)
         except Exception as error:
             self._log.error("retriever does not answer", trace_id=trace_id, error=repr(error)[:500])
             return Refusal("unavailable", "The retriever does not answer.")
@@ -286,12 +285,15 @@ class Recommender:
         generated_at = datetime.now(UTC).isoformat()
         return SimilarItems(item_id=body.item_id, space=body.space, items=items, model_version=version, trace_id=trace_id, generated_at=generated_at)
 
-    async def status(self) -> dict[str, str | None]:
-        """Each dependency by name: None if it is well, else what is wrong. Also opens the way to the other deployments before the first request."""
+    async def status(self) -> tuple[str, dict[str, str | None]]:
+        """The version, and each dependency by name: None if it is well, else what is wrong.
+
+        Also opens the way to the other deployments before the first request, whose budget that would eat.
+        """
         calls = (self._generator.status.remote(), self._retriever.status.remote(), self._features.ping())
-        generator, retriever, store = await asyncio.gather(*(_within(c) for c in calls), return_exceptions=True)
+        generator, retriever, store = await asyncio.gather(*(within(c, 3.0) for c in calls), return_exceptions=True)
         version, milvus = retriever if isinstance(retriever, tuple) else ("", None)
-        return {
+        return self._version, {
             "model": None if generator == version == self._version else f"versions differ: {self._version}, generator {generator!r}, retriever {version!r}",
             "generator": _wrong(generator),
             "retriever": _wrong(retriever),
@@ -299,20 +301,9 @@ class Recommender:
             "redis": _wrong(store),
         }
 
-    def version(self) -> str:
-        return self._version
-
 
 def _picks(items: Any, scores: Any, generated: set[int]) -> list[Pick]:
     return [Pick(i, s, "ugt" if i in generated else "retrieval") for i, s in zip(items.tolist(), scores.tolist(), strict=True)]
-
-
-async def _awaited(call: Awaitable[Any]) -> Any:
-    return await call
-
-
-async def _within(call: Awaitable[Any], seconds: float = 3.0) -> Any:
-    return await asyncio.wait_for(_awaited(call), seconds)
 
 
 def _wrong(result: Any) -> str | None:
