@@ -54,9 +54,9 @@ def build(args: BuildArgs) -> serve.Application:
 
 
 def settings_of(args: BuildArgs) -> tuple[Settings, str]:
-    """Settings and version of the arguments: the file, then the environment, then `settings`."""
+    """Settings and version of the arguments. What a file or a Serve config holds is below the environment, as everywhere; `settings` beside a file is above."""
     if not args.config:
-        return load_settings(None, _dotted(args.settings)), args.version
+        return load_settings(base=args.settings), args.version
     path = Path(args.config)
     if not path.is_file():
         raise UGTError(f"config: there is no file {path.absolute()}. The presets are in configs/.")
@@ -68,8 +68,9 @@ def settings_of(args: BuildArgs) -> tuple[Settings, str]:
         inner = next(BuildArgs(**a.args) for a in deploy.applications if a.import_path == IMPORT_PATH)
     except (ValidationError, StopIteration) as error:
         raise UGTError(f"{path} is no Serve config file with an application {IMPORT_PATH}: {error}") from error
-    http = {"serve": {"host": deploy.http_options.host, "port": deploy.http_options.port}}
-    return load_settings(None, _dotted(http) | _dotted(inner.settings) | _dotted(args.settings)), args.version if args.version != PRODUCTION else inner.version
+    http = {"host": deploy.http_options.host, "port": deploy.http_options.port}
+    held = {**inner.settings, "serve": {**inner.settings.get("serve", {}), **http}}
+    return load_settings(None, _dotted(args.settings), base=held), args.version if args.version != PRODUCTION else inner.version
 
 
 def graph(settings: Settings, version: str = PRODUCTION) -> serve.Application:
@@ -90,6 +91,7 @@ def graph(settings: Settings, version: str = PRODUCTION) -> serve.Application:
             health_check_period_s=5,
             health_check_timeout_s=20,
             graceful_shutdown_timeout_s=5,
+            graceful_shutdown_wait_loop_s=0.5,
             logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
             **({"user_config": {"version": version}} if versioned else {}),
         )

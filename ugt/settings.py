@@ -113,12 +113,12 @@ class Settings(BaseSettings):
         return (init_settings, env_settings)
 
 
-def load_settings(path: Path | None = None, flags: dict[str, Any] | None = None) -> Settings:
-    """Settings from a YAML file (or none), the environment and flags, later ones winning.
+def load_settings(path: Path | None = None, flags: dict[str, Any] | None = None, base: dict[str, Any] | None = None) -> Settings:
+    """Settings from a YAML file (or none; or `base`, what another file holds), the environment and flags, later ones winning.
 
     A flag is a dotted name: `{"serve.port": 9000}`. Raises UGTError naming the file and the field.
     """
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] = base or {}
     if path is not None:
         try:
             loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}

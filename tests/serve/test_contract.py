@@ -33,6 +33,8 @@ def test_the_preset_is_a_serve_config_and_gives_typed_settings(monkeypatch):
     settings, version = app.settings_of(app.BuildArgs(config=str(path)))
     assert version == "production"
     assert (settings.serve.host, settings.serve.port) == ("127.0.0.1", 8000)
+    monkeypatch.setenv("UGT_SERVE__EXPOSURE_HOURS", "1")  # the environment is above every file, this one too
+    assert app.settings_of(app.BuildArgs(config=str(path)))[0].serve.exposure_hours == 1
 
 
 def test_builder_arguments_are_typed():
