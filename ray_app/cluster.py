@@ -45,7 +45,8 @@ def connected(config: RayConfig) -> Iterator[str]:
     else:
         _check_memory(config)
         os.environ.setdefault("RAY_num_workers_soft_limit", str(WORKERS_KEPT_WARM))
-        os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+        # raylet takes twice the cores; four workers that start at once are what a step asks for, and many small actors that wait are no fault
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
         ray.init(
             address="local",  # never a cluster that happens to run on this machine: it is not ours to use, or to end
             num_cpus=local_cpus(config),
@@ -66,8 +67,6 @@ def _quiet_ray() -> None:
     for name in ("ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    # many small actors that wait are by design here, and not a fault
-    logging.getLogger("ray._private.worker").addFilter(lambda record: "worker processes have been started on node" not in record.getMessage())
 
 
 def _dashboard_url() -> str:

@@ -199,8 +199,8 @@ STEPS: tuple[Step, ...] = (
         name="export",
         what="the constrained decode as ONNX",
         function="train.export:run",
-        needs=("etl", "features", "text", "fusion", "word2vec", "semantic_ids", "ugt_stage3", "evaluate"),
-        reads=lambda s: [s.decoding],
+        needs=("etl", "histories", "semantic_ids", "ugt_stage3", "evaluate"),
+        reads=lambda s: [s.decoding, s.histories],
         arguments=lambda c: {
             "checkpoint_dir": c.paths["ugt_stage3"],
             "semantic_ids_dir": c.paths["semantic_ids"],
@@ -208,6 +208,7 @@ STEPS: tuple[Step, ...] = (
             "histories_dir": c.paths["histories"],
             "evaluate_dir": c.paths["evaluate"],
             "decoding": c.settings.decoding,
+            "min_events": c.settings.histories.min_events,
             "out_dir": c.out,
         },
         shown=("same_top10", "max_difference", "megabytes"),
