@@ -140,9 +140,12 @@ def run(
     """Write a version folder: `decode.onnx`, `tables.npz`, `item_vectors.npy` (dense head), `items.parquet` (canonical items with l1, l2, l3), `card.json`.
 
     The graph is then compared with PyTorch on the test requests of up to `check_users` users, seen items excluded. `evaluate_dir` holds `metrics.json` for
-    the card. Returns the figures of that comparison. Raises UGTError if fewer than 99.9% have the same top 10 or a score differs by more than 1e-4.
+    the card. Returns the figures of that comparison. Raises UGTError for a strategy the graph hasn't, and if fewer than 99.9% have the same top 10 or a
+    score differs by more than 1e-4.
     """
     started = time.monotonic()
+    if decoding.strategy not in runtime.STRATEGIES:
+        raise UGTError(f"decoding.strategy '{decoding.strategy}' is not in the exported graph. Set it to one of: {', '.join(runtime.STRATEGIES)}.")
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     model, about = load_checkpoint(checkpoint_dir, semantic_ids_dir), read_card(checkpoint_dir)

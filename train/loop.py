@@ -66,15 +66,15 @@ def fit(
     model: nn.Module,
     plan: Plan,
     steps: Callable[[int], Sequence[Callable[[], Step]]],
-    validate: Callable[[nn.Module], dict[str, float]],
+    validate: Callable[[nn.Module], dict[str, float]] | None,
     work_dir: Path,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Progress:
     """Train `model` inside `objective`; afterwards it holds the weights of the best validated epoch.
 
     `steps(epoch)` gives this worker's steps, the same number on every worker; `objective(batch)` a dict of summed terms with `loss`; `validate(model)` runs on
-    rank 0 and returns figures of which `score` decides. `report` is called with each epoch's row of the curve, on every worker. Epoch -1
-    of the curve is the start: a stage that only makes things worse returns what it was given.
+    rank 0 and returns figures of which `score` decides; without it the last epoch is kept. `report` is called with each epoch's row of the curve, on
+    every worker. Epoch -1 of the curve is the start: a stage that only makes things worse returns what it was given.
     Raises UGTError naming stage, epoch and batch if the loss is not finite.
     """
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

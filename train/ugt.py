@@ -114,7 +114,7 @@ def train_stage(task: dict[str, Any], rank: int = 0, workers: int = 1, report: C
     )
     objective = StageObjective(model, stage, training, counts_N)
     users = _validation_users(split, training)
-    validate = partial(_validation, split=split, users=users, user_UA=user_UA[users], beam_width=training.validation_beam)
+    validate = partial(_validation, split=split, users=users, user_UA=user_UA[users], beam_width=training.validation_beam) if len(users) else None
     progress = fit(objective, model, plan, partial(_steps, windows, rank, workers), validate, work_dir, report)
     if rank == 0:
         _write(model, progress, number, split, users, user_UA[users], training, work_dir / RESULT, time.monotonic() - begun)
@@ -154,8 +154,6 @@ def _validation_users(split: history_files.Split, training: TrainingConfig) -> n
 
 def _validation(model: torch.nn.Module, split: history_files.Split, users: np.ndarray, user_UA: np.ndarray, beam_width: int) -> dict[str, float]:
     """Filtered NDCG@10 on validation targets by head; `score`, the fused one with the best weight, decides which epoch is kept."""
-    if len(users) == 0:
-        return {"score": 0.0}
     found = candidates(model, split, users, "validation", True, user_UA, 50, beam_width)
     targets = np.array([split.example(int(u), "validation").target for u in users])
     fusion, fused = choose_fusion(found, targets)
@@ -185,7 +183,7 @@ def _write(
     if len(users):
         targets = np.array([split.example(int(u), "validation").target for u in users])
         fusion = vars(choose_fusion(candidates(model, split, users, "validation", True, user_UA, 50, 50), targets)[0])
-    start, best = progress.curve[0]["validation"], progress.best
+    validated = [row["validation"]["score"] for row in progress.curve if "validation" in row]
     figures = {
         "stage": stage,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -193,8 +191,9 @@ def _write(
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "loss": progress.curve[-1].get("loss"),
-        "validation_ndcg@10": round(best, 6),
-        "validation_ndcg@10_at_start": start["score"],
+        "validation_users": len(users),
+        "validation_ndcg@10": max(validated, default=None),
+        "validation_ndcg@10_at_start": validated[0] if validated else None,
         "fusion": fusion,
         "seconds": round(seconds, 1),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -45,7 +46,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = [users, lists, [[10] * len(x) for x in lists], [[4.0] * len(x) for x in lists], [list(range(10**9, 10**9 + len(x))) for x in lists]]
     write_table(pa.Table.from_arrays([pa.array(c, t) for c, t in zip(columns, HISTORIES.types, strict=True)], schema=HISTORIES), root / "histories/histories")
     genders = ["F" if i % 2 else None for i in range(USERS_COUNT)]
-    write_table(pa.table({"user_id": users, "gender": genders, "age": [30] * USERS_COUNT, "occupation": [None] * USERS_COUNT}, schema=USERS), root / "etl/users")
+    write_table(
+        pa.table({"user_id": users, "gender": genders, "age": [30] * USERS_COUNT, "occupation": [None] * USERS_COUNT}, schema=USERS), root / "etl/users"
+    )
     item_ids = [f"tt{i:04d}" for i in range(N)]
     columns = {f.name: pa.nulls(N, f.type) for f in ITEMS} | {"item_index": pa.array(range(N), pa.int32()), "item_id": pa.array(item_ids)}
     write_table(pa.table(columns, schema=ITEMS), root / "etl/items")
@@ -80,7 +83,7 @@ def test_three_stages_learn_and_each_logs_its_terms(world: Path, stages: list[di
     terms = [set(curve(world / name)[-1]) & {"ntp", "dense", "balance", "contrastive", "dpo"} for name in ("one", "two", "three")]
     base = {"ntp", "dense", "balance"}
     assert terms == [base, base | {"contrastive"}, base | {"dpo"}]
-    for before, after in zip(stages, stages[1:], strict=False):  # keep-best: a stage never ends below its start
+    for before, after in itertools.pairwise(stages):  # keep-best: a stage never ends below its start
         assert after["validation_ndcg@10"] >= after["validation_ndcg@10_at_start"]
         assert after["validation_ndcg@10_at_start"] == pytest.approx(before["validation_ndcg@10"], abs=1e-6)
     assert stages[0]["targets_per_epoch"] == sum(max(0, n - 2) for n in history_files.load(world / "histories").lengths)
@@ -140,15 +143,24 @@ def test_a_stage_killed_between_epochs_ends_with_the_same_weights(world: Path) -
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.ray
-def test_a_loss_that_is_not_finite_is_an_error_with_a_way_out_and_is_not_tried_again(world: Path, stages: list[dict]) -> None:
-    broken = load_checkpoint(world / "one", world / "semantic_ids")
+def test_a_loss_that_is_not_finite_is_an_error_with_a_way_out(world: Path) -> None:
+    broken = ugt.new_model(MODEL, world / "semantic_ids", ugt.UserVocabulary([], []))
     with torch.no_grad():
         broken.level_heads.query[0].weight[0, 0] = float("inf")
     ugt.save_checkpoint(broken, world / "broken", stage=1, fusion={}, figures={}, training={})
     with pytest.raises(UGTError, match=r"stage2: the loss is not finite .* epoch 0, step 0, users u.*learning_rate"):
-        train(world, 2, "nan", "broken")
-    assert not (world / "nan").exists()
+        ugt.train_stage(task(world, 2, "work-nan") | {"init_dir": str(world / "broken")})
+    assert not (world / "work-nan/result").exists()
+
+
+def test_without_anybody_to_validate_on_the_last_epoch_is_kept(world: Path) -> None:
+    ugt.train_stage(task(world, 1, "work-nobody") | {"min_events": 1000})
+    rows = curve(world / "work-nobody/result")
+    assert rows[-1]["loss"] < rows[1]["loss"]
+    card = json.loads((world / "work-nobody/result/model.json").read_text())
+    assert card["figures"]["validation_ndcg@10"] is None
+    state = torch.load(world / "work-nobody/state.pt", weights_only=True)["model"]
+    assert all(torch.equal(state[name], v) for name, v in load_checkpoint(world / "work-nobody/result", world / "semantic_ids").state_dict().items())
 
 
 def test_what_does_not_fit_is_refused(world: Path, tmp_path: Path) -> None:

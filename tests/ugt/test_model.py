@@ -34,7 +34,9 @@ def model() -> UGT:
 
 def requests(lengths: list[int], seed: int = 1) -> list[History]:
     rng = np.random.default_rng(seed)
-    return [History(rng.integers(0, ITEMS, n), rng.integers(1, 6, n), rng.integers(1, 6, n) * 1.0, 10**9 + np.cumsum(rng.integers(1, 10**5, n))) for n in lengths]
+    return [
+        History(rng.integers(0, ITEMS, n), rng.integers(1, 6, n), rng.integers(1, 6, n) * 1.0, 10**9 + np.cumsum(rng.integers(1, 10**5, n))) for n in lengths
+    ]
 
 
 def states(model: UGT, histories: list[History]) -> torch.Tensor:

@@ -29,7 +29,9 @@ def make_model() -> UGT:
     torch.manual_seed(0)
     codes = np.array([(i % K, i // K % 4, i // (4 * K)) for i in range(ITEMS)])
     ids = SemanticIds.from_codes(codes, [f"i{i:03d}" for i in range(ITEMS)], K, K, 8)
-    return UGT(ModelConfig(width=16, max_length=9), ids, np.random.default_rng(0).normal(size=(ITEMS, 4)).astype(np.float32), UserVocabulary(["F", "M"], [])).eval()
+    return UGT(
+        ModelConfig(width=16, max_length=9), ids, np.random.default_rng(0).normal(size=(ITEMS, 4)).astype(np.float32), UserVocabulary(["F", "M"], [])
+    ).eval()
 
 
 def write_version(model: UGT, folder: Path) -> Path:
@@ -82,9 +84,14 @@ def test_onnx_and_pytorch_give_the_same_items_and_scores(model: UGT, generator: 
 def test_each_request_of_a_batch_keeps_its_own_filter_exclusions_and_width(generator: Generator) -> None:
     rng = np.random.default_rng(4)
     third = np.arange(ITEMS) % 3 == 0
-    requests = [request(rng, 5, beam_width=7), request(rng, 5, allowed=third, beam_width=40), request(rng, 5, allowed=~third), request(rng, 3, allowed=third.copy())]
+    requests = [
+        request(rng, 5, beam_width=7),
+        request(rng, 5, allowed=third, beam_width=40),
+        request(rng, 5, allowed=~third),
+        request(rng, 3, allowed=third.copy()),
+    ]
     results = generator.recommend(requests)
-    assert [len(r.item_indices) for r in results][0] == 7
+    assert len(results[0].item_indices) == 7
     for r, result in zip(requests, results, strict=True):
         assert not set(result.item_indices.tolist()) & set(r.exclude)
         assert len(set(result.item_indices.tolist())) == len(result.item_indices)

@@ -22,7 +22,7 @@ class ModelConfig(Config):
     shared_expert: bool = False  # one more expert that every token passes through
     capacity_factor: float = Field(1.5, gt=0)  # training only: an expert takes at most this multiple of its fair share
     router_jitter: float = Field(0.01, ge=0, lt=1)
-    encoder_dropout: float = Field(0.25, ge=0, lt=1)  # .25-.3 encoder, .1-.15 decoder won the early experiment
+    encoder_dropout: float = Field(0.2, ge=0, lt=1)  # .25-.3 encoder, .1-.15 decoder won the early experiment
     decoder_dropout: float = Field(0.1, ge=0, lt=1)
     temperature: float = Field(1.0, gt=0)  # of the dense head
 
@@ -38,8 +38,8 @@ class ModelConfig(Config):
 class StageConfig(Config):
     """One stage of training: how long, how fast, and the weight of each term of its loss (0 leaves a term out)."""
 
-    epochs: int = Field(10, ge=0)
-    learning_rate: float = Field(2e-3, gt=0)
+    epochs: int = Field(8, ge=0)
+    learning_rate: float = Field(7e-3, gt=0)
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
     ntp_weight: float = Field(1.0, ge=0)
     dense_weight: float = Field(1.0, ge=0)
