@@ -63,7 +63,10 @@ def write_tables(root: Path, items: int = ITEM_COUNT, users: int = USER_COUNT) -
 
 
 def write_version(root: Path) -> None:
-    """Random semantic IDs, an untrained model over them, and its export: every part real, none of it wise."""
+    """Random semantic IDs, an untrained model over them, and its export: every part real, none of it wise.
+
+    The beam alone orders (weight 1): untrained heads agree on nothing.
+    """
     from train import export
     from ugt.model.config import DecodingConfig, ModelConfig
     from ugt.model.inputs import UserVocabulary
@@ -80,7 +83,7 @@ def write_version(root: Path) -> None:
     SemanticIds.from_codes(codes, [f"tt{i:05d}" for i in range(ITEM_COUNT)], k1, k2, k3).save(root / "ids")
     np.save(root / "ids/item_vectors.npy", rng.standard_normal((ITEM_COUNT, 24)).astype(np.float32))
     model = new_model(ModelConfig(width=32, encoder_layers=1, decoder_layers=1, max_length=20), root / "ids", UserVocabulary(["F", "M"], []))
-    save_checkpoint(model, root / "checkpoint", stage=3, fusion={"method": "log_probability", "weight": 0.5}, figures={}, training={"seed": 0})
+    save_checkpoint(model, root / "checkpoint", stage=3, fusion={"method": "log_probability", "weight": 1.0}, figures={}, training={"seed": 0})
     export.run(root / "checkpoint", root / "ids", root / "etl", root / "histories", None, DecodingConfig(), root / "export", check_users=20)
     np.save(root / "fused.npy", rng.standard_normal((ITEM_COUNT, 16)).astype(np.float32))
 

@@ -160,7 +160,7 @@ def test_feedback_is_in_the_stream_and_the_next_answer_is_personal(client, serve
     user_id = new_user()
     before = client.recommend(user_id=user_id, size=5)
     accepted = client.feedback(user_id=user_id, item_id="tt00100", action="rate", value=4.5, request_id=before.request_id, position=1, duration=2.5)
-    after = client.recommend(user_id=user_id, size=50, debug=True)
+    after = client.recommend(user_id=user_id, size=40, debug=True)
     assert {i.source for i in after.items} == {"ugt"}
     assert "tt00100" not in {i.item_id for i in after.items}
     assert after.debug_info["history"] == 1
