@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,6 +18,27 @@ from ugt.settings import RayConfig
 
 # Warm workers are kept up to this many: a groupby or join then starts in 0.3 s instead of 5 s.
 WORKERS_KEPT_WARM = 8
+
+
+API_SERVER = "RAY_API_SERVER_ADDRESS"
+
+
+def free_port(host: str, first: int) -> int:
+    """The first free port from `first` on."""
+    for port in range(first, first + 100):
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind((host, port))
+            return port
+    raise UGTError(f"no free port for the Ray dashboard on {host} from {first} to {first + 99}. Set ray.dashboard_port.")
+
+
+def auth_headers() -> dict[str, str]:
+    """The header that Ray's dashboard wants while token authentication is on (Ray's documentation, "Token authentication")."""
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "") or Path.home() / ".ray" / "auth_token")
+    if not token and path.is_file():
+        token = path.read_text().strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def local_cpus(config: RayConfig) -> int:
@@ -47,19 +71,24 @@ def connected(config: RayConfig) -> Iterator[str]:
         os.environ.setdefault("RAY_num_workers_soft_limit", str(WORKERS_KEPT_WARM))
         # raylet takes twice the cores; four workers that start at once are what a step asks for, and many small actors that wait are no fault
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
+        port = free_port(config.dashboard_host, config.dashboard_port)
+        # Ray's own state calls would look for a cluster of the machine, and could find another or a dead one
+        os.environ[API_SERVER] = f"http://{config.dashboard_host}:{port}"
         ray.init(
             address="local",  # never a cluster that happens to run on this machine: it is not ours to use, or to end
             num_cpus=local_cpus(config),
             object_store_memory=config.object_store_mb << 20,
             include_dashboard=True,
             dashboard_host=config.dashboard_host,
-            dashboard_port=config.dashboard_port,
+            dashboard_port=port,
             **quiet,
         )
     try:
         yield _dashboard_url()
     finally:
         ray.shutdown()
+        if not address:
+            os.environ.pop(API_SERVER, None)
 
 
 def _quiet_ray() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from ray_app.cluster import WORKERS_KEPT_WARM, local_cpus
+from ray_app.cluster import API_SERVER, WORKERS_KEPT_WARM, auth_headers, local_cpus
 from ugt.artifacts import write_text
 from ugt.schema import UGTError
 from ugt.settings import Settings
@@ -46,7 +46,11 @@ def up(settings: Settings) -> dict[str, Any]:
     command += [f"--num-cpus={local_cpus(settings.ray)}", f"--object-store-memory={settings.ray.object_store_mb << 20}"]
     # a job's entrypoint is `python -m ray_app ...`: the head's python must be this one
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    env = os.environ | {"PATH": path, "RAY_num_workers_soft_limit": str(WORKERS_KEPT_WARM)}
+    generated = subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"], capture_output=True, text=True)
+    if generated.returncode:
+        raise UGTError(f"no token for the cluster could be made: {generated.stderr.strip()[-300:]}")
+    env = os.environ | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_num_workers_soft_limit": str(WORKERS_KEPT_WARM)}
+    env[API_SERVER] = f"http://{settings.ray.dashboard_host}:{settings.ray.dashboard_port}"
     record = _record(settings)
     record.parent.mkdir(parents=True, exist_ok=True)
     log = record.with_suffix(".log")
@@ -95,6 +99,6 @@ def _end(pid: int) -> int:
 
 def _answers(dashboard: str) -> bool:
     try:
-        return httpx.get(f"{dashboard}/api/version", timeout=2).status_code == 200
+        return httpx.get(f"{dashboard}/api/version", headers=auth_headers(), timeout=2).status_code == 200
     except httpx.HTTPError:
         return False

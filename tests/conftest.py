@@ -42,8 +42,10 @@ class DashboardWatcher(threading.Thread):
         self.seen: dict[str, set[str]] = {name: set() for name in ("jobs", "tasks", "datasets", "train_runs", "apps", "series")}
 
     def run(self) -> None:
-        with httpx.Client(base_url=self.address, timeout=5) as client:
-            while not self.stopped.wait(2):
+        from ray_app.cluster import auth_headers
+
+        while not self.stopped.wait(2):
+            with httpx.Client(base_url=self.address, headers=auth_headers(), timeout=5) as client:
                 self._look(client)
 
     def _look(self, client: httpx.Client) -> None:

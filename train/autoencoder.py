@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ray import train
-from ray.train.torch import TorchTrainer
 
+from train import trainer
 from ugt.autoencoder import finish, fit, open_inputs
 from ugt.fusion import AutoencoderConfig
 
@@ -21,15 +20,8 @@ def run(features_dir: Path, text_dir: Path | None, config: AutoencoderConfig, ou
 
     The state of each epoch lies in `work_dir`: a killed run goes on from there and ends on the same curve.
     """
-    # Ray's own run folder would be restored by name; the state file above is the one source of resumption
-    shutil.rmtree(work_dir / "ray", ignore_errors=True)
     paths = {"features_dir": str(features_dir), "text_dir": str(text_dir) if text_dir is not None else None, "work_dir": str(work_dir)}
-    TorchTrainer(
-        _train,
-        train_loop_config=paths | {"config": config.model_dump_json()},
-        scaling_config=train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": config.threads}),
-        run_config=train.RunConfig(name="autoencoder", storage_path=str(work_dir / "ray"), failure_config=train.FailureConfig(max_failures=2)),
-    ).fit()
+    trainer.run(_train, paths | {"config": config.model_dump_json()}, "autoencoder", work_dir, cpus=config.threads)
     inputs, blocks = open_inputs(features_dir, text_dir)
     fusion, fused_NW, figures = finish(inputs, blocks, config, work_dir / STATE)
     fusion.save(out_dir)

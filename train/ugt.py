@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from train import trainer
 from train.loop import Plan, Progress, Step, fit
 from train.stages import StageObjective
 from train.windows import TrainingWindows, Window
@@ -47,9 +48,6 @@ def run(
     `init_dir` is the checkpoint the stage starts from: required by stages 2 and 3, a warm start for stage 1. `min_events`: as in HistoryConfig. Returns
     the stage's figures. Raises UGTError for a checkpoint of another catalogue and for a loss that isn't finite.
     """
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     if init_dir is None and stage != 1:
         raise UGTError(f"stage {stage} starts from the checkpoint of stage {stage - 1}, but none was given. Run stage {stage - 1} first.")
     work_dir, out_dir = Path(work_dir).absolute(), Path(out_dir)
@@ -65,14 +63,7 @@ def run(
         "work_dir": str(work_dir),
         "min_events": min_events,
     }
-    trainer = TorchTrainer(
-        worker,
-        train_loop_config=task,
-        torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=training.workers, resources_per_worker={"CPU": 1}),
-        run_config=ray.train.RunConfig(name=f"ugt-stage{stage}", storage_path=str(work_dir / "ray"), failure_config=ray.train.FailureConfig(max_failures=2)),
-    )
-    trainer.fit()
+    trainer.run(worker, task, f"ugt-stage{stage}", work_dir, workers=training.workers)
     if (work_dir / FAILURE).is_file():
         raise UGTError((work_dir / FAILURE).read_text())
     figures: dict[str, Any] = json.loads((work_dir / RESULT / "figures.json").read_text())

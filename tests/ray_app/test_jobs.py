@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ray_app.cluster import auth_headers
+
 ROOT = Path(__file__).resolve().parents[2]
 GCS_PORT, DASHBOARD_PORT = 7480, 8565
 
@@ -45,9 +47,9 @@ def two_nodes(foreign_python: Path, tmp_path_factory: pytest.TempPathFactory) ->
     started = []
     try:
         started.append(subprocess.Popen(head, cwd=elsewhere, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        _wait(lambda: httpx.get(f"{address}/api/version", timeout=2).status_code == 200)
+        _wait(lambda: httpx.get(f"{address}/api/version", headers=auth_headers(), timeout=2).status_code == 200)
         started.append(subprocess.Popen(second, cwd=elsewhere, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        _wait(lambda: len(httpx.get(f"{address}/nodes?view=summary", timeout=5).json()["data"]["summary"]) == 2)
+        _wait(lambda: len(httpx.get(f"{address}/nodes?view=summary", headers=auth_headers(), timeout=5).json()["data"]["summary"]) == 2)
         yield address
     finally:
         for process in reversed(started):
@@ -96,5 +98,5 @@ def test_a_job_runs_on_a_node_that_has_neither_checkout_nor_package(two_nodes: s
 
 
 def test_the_dashboard_shows_the_job(two_nodes: str) -> None:
-    jobs = httpx.get(f"{two_nodes}/api/jobs/").json()
+    jobs = httpx.get(f"{two_nodes}/api/jobs/", headers=auth_headers()).json()
     assert any("train semantic-ids" in job["entrypoint"] and job["status"] == "SUCCEEDED" for job in jobs)

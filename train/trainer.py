@@ -1,0 +1,35 @@
+"""One way to start a Ray Train run: a gloo group of CPU workers whose progress shows in the dashboard.
+
+What resumes a run is the worker's own state under `work_dir` (one file, written aside and renamed), not Ray's run folder, which is
+therefore made anew each time. Ray restarts a crashed worker group twice.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def run(worker: Callable[[dict[str, Any]], None], task: dict[str, Any], name: str, work_dir: Path, workers: int = 1, cpus: float = 1.0) -> None:
+    """Run `worker(task)` on `workers` Ray Train workers of `cpus` CPUs each and wait for the end. Needs a running Ray.
+
+    Raises what the worker raised, wrapped by Ray.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's Train page
+    if workers == 1:
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # one process more, for nodes that a cloud takes away
+    storage = Path(work_dir).absolute() / "ray"
+    shutil.rmtree(storage, ignore_errors=True)
+    TorchTrainer(
+        worker,
+        train_loop_config=task,
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
+        run_config=ray.train.RunConfig(name=name, storage_path=str(storage), failure_config=ray.train.FailureConfig(max_failures=2)),
+    ).fit()
