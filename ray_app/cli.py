@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ugt.artifacts import Artifact, write_text
+from ugt.artifacts import Artifact, usable_folder, write_text
 from ugt.schema import UGTError
 from ugt.settings import Settings, load_settings
 
@@ -54,14 +54,26 @@ def settings_of(
     def absolute(path: Path | None) -> str | None:
         return str(path.absolute()) if path else None
 
-    return load_settings(config, {"source": source, "data_dir": absolute(data_dir), "imdb_dir": absolute(imdb_dir), "seed": seed, **flags})
+    settings = load_settings(config, {"source": source, "data_dir": absolute(data_dir), "imdb_dir": absolute(imdb_dir), "seed": seed, **flags})
+    if data_dir and settings.source == "sample":
+        raise UGTError(f"--data-dir {data_dir} needs --source (imdb, movielens, amazon or sequences): without it a sample would be generated.")
+    return settings
+
+
+def writable(path: Path | None, flag: str) -> None:
+    """Raises UGTError if the file of a flag cannot be written: now, not after minutes of work."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UGTError(f"{flag}: {path} is a folder. Give the path of a file.")
+    usable_folder(path.absolute().parent, flag)
 
 
 def write_json(path: Path | None, report: Any) -> None:
     if path is None:
         return
+    writable(path, "--json")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(report, indent=1, default=str) + "\n")
     except OSError as error:
         raise UGTError(f"cannot write {path}: {error.strerror}. Give --json a path that can be written.") from error
@@ -74,6 +86,8 @@ def run_until(step: str, settings: Settings, json_path: Path | None = None) -> d
     from ray_app.cluster import connected
     from ray_app.report import Progress
 
+    writable(json_path, "--json")
+    pipeline.check(settings)
     progress = Progress(console)
     with connected(settings.ray):
         artifacts = pipeline.run(settings, progress, until=step)
@@ -91,6 +105,7 @@ def demo(
     from ray_app import demo as main_job
 
     settings = settings_of(config, source, data_dir, imdb_dir, seed)
+    writable(json_path, "--json")
     report = main_job.run(settings, console)
     write_json(json_path, report)
     if report["serving"]["illegal_items"] or not report["feedback_visible"]:
@@ -150,13 +165,16 @@ def evaluate(
     """UGT against popularity and item-kNN on each user's held-out last event."""
     from ray_app.report import metrics_table
 
-    artifacts = run_until("evaluate", settings_of(config, source, data_dir, imdb_dir, seed))
+    settings = settings_of(config, source, data_dir, imdb_dir, seed)
+    writable(json_path, "--json")
+    writable(predictions, "--predictions")
+    artifacts = run_until("evaluate", settings)
     folder = artifacts["evaluate"].path
     report = json.loads((folder / "metrics.json").read_text())
+    console.print(" Held-out last event of each user, whole catalogue ranked, seen items filtered:", highlight=False)
     console.print(metrics_table(report["metrics"]))
     if predictions is not None:
         try:
-            predictions.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / "predictions.parquet", predictions)
         except OSError as error:
             raise UGTError(f"cannot write {predictions}: {error.strerror}. Give --predictions a path that can be written.") from error
@@ -178,11 +196,14 @@ def tune(
     json_path: JsonPath = None,
 ) -> None:
     """Search model and training settings with ASHA, on validation; goes on where it was killed."""
-    from ray_app import tuning
+    from ray_app import pipeline, tuning
     from ray_app.cluster import connected
     from tune.sweep import SweepConfig
 
     settings = settings_of(config, source, data_dir, imdb_dir, seed, **{"training.stage1.epochs": epochs})
+    writable(out, "--out")
+    writable(json_path, "--json")
+    pipeline.check(settings)
     with connected(settings.ray):
         report = tuning.run(settings, space, SweepConfig(trials=trials, max_reports=epochs, driver_cpus=1.0, seed=settings.seed), out, console)
     for trial in report["trials"][:5]:
@@ -292,6 +313,7 @@ def bench_serve(
 
     settings = settings_of(config)
     version = serving.find(settings)
+    writable(json_path, "--json")
     with connected(settings.ray), serving.served(settings, version) as base_url:
         report = bench.run(base_url, version.steps["etl"], version.steps["histories"], requests=requests, concurrency=concurrency, seed=seed)
     console.print_json(json.dumps(report))

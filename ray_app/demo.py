@@ -31,6 +31,7 @@ def run(settings: Settings, console: Console) -> dict[str, Any]:
 
     start = time.monotonic()
     app.check_port(settings.serve.host, settings.serve.port)  # now, not after minutes of training
+    pipeline.check(settings)
     progress = Progress(console)
     with PeakMemory() as memory, connected(settings.ray) as dashboard:
         _introduce(settings, console, dashboard)
@@ -54,6 +55,7 @@ def run(settings: Settings, console: Console) -> dict[str, Any]:
     report = {
         "total_seconds": round(time.monotonic() - start, 1),
         "peak_rss_gb": round(memory.peak_gb, 2),
+        "processes_at_peak_gb": memory.at_peak,
         "source": settings.source,
         "seed": settings.seed,
         "steps": progress.steps,
@@ -107,6 +109,7 @@ def _introduce(settings: Settings, console: Console, dashboard: str) -> None:
 
 def _conclude(settings: Settings, console: Console, report: dict[str, Any], examples: list[dict[str, Any]]) -> None:
     console.print()
+    console.print(" Held-out last event of each user, whole catalogue ranked, seen items filtered:", highlight=False)
     console.print(metrics_table(report["metrics"]))
     low, high = report["intervals"]["ugt_minus_popularity_recall@10"]
     console.print(f" UGT minus popularity, recall@10: 95% interval {low:+.4f} to {high:+.4f} (paired bootstrap over users)", highlight=False)

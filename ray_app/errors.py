@@ -6,6 +6,10 @@ import errno
 
 from ugt.schema import UGTError
 
+# how torch, safetensors and SQLite say it, who raise no OSError
+FULL = ("No space left on device", "database or disk is full", "PytorchStreamWriter failed writing")
+UNUSABLE = (errno.EISDIR, errno.ENOTDIR, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+
 
 def plain(error: BaseException) -> str | None:
     """The message for an error that needs no stack trace, or None for a fault of ours. Ray's wrappers are looked through."""
@@ -23,11 +27,14 @@ def plain(error: BaseException) -> str | None:
 def _plain_one(error: BaseException) -> str | None:
     if isinstance(error, UGTError) and not hasattr(error, "traceback_str"):  # a RayTaskError is both; its cause is the plain one
         return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = error.filename or "while writing"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (not hasattr(error, "traceback_str") and any(text in str(error) for text in FULL)):
+        where = getattr(error, "filename", None) or "while writing"
         return f"the disk is full ({where}). Free some space or set UGT_HOME to another disk, then run it again: finished steps are kept."
-    if isinstance(error, PermissionError):
-        return f"no permission for {error.filename}. Set UGT_HOME to a folder you can write to."
+    if isinstance(error, PermissionError) and error.filename:
+        return f"no permission for {error.filename}. Change its rights; if it is a place to write to, choose another (UGT_HOME, or the flag that names it)."
+    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
+        return f"cannot use {error.filename}: {error.strerror}. Choose another place (UGT_HOME, or the flag that names it)."
     if type(error).__name__ == "OutOfMemoryError":
         return "memory ran out. Lower training.batch_size or etl.blocks, or close other programs, then run it again: finished steps are kept."
     return None

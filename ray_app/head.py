@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from ray_app.cluster import API_SERVER, WORKERS_KEPT_WARM, auth_headers, local_cpus
-from ugt.artifacts import write_text
+from ugt.artifacts import usable_folder, write_text
 from ugt.schema import UGTError
 from ugt.settings import Settings
 
@@ -52,7 +52,7 @@ def up(settings: Settings) -> dict[str, Any]:
     env = os.environ | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_num_workers_soft_limit": str(WORKERS_KEPT_WARM)}
     env[API_SERVER] = f"http://{settings.ray.dashboard_host}:{settings.ray.dashboard_port}"
     record = _record(settings)
-    record.parent.mkdir(parents=True, exist_ok=True)
+    usable_folder(record.parent, "UGT_HOME")
     log = record.with_suffix(".log")
     dashboard = f"http://{settings.ray.dashboard_host}:{settings.ray.dashboard_port}"
     with open(log, "w") as output:

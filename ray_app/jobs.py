@@ -28,7 +28,7 @@ def client(address: str) -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)  # a line per ignored file otherwise
     try:
         return JobSubmissionClient(address or "http://127.0.0.1:8265")
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise UGTError(f"no Ray dashboard answers at {address or 'http://127.0.0.1:8265'}. Start a cluster (ugt cluster up) or give --address.") from error
 
 

@@ -21,7 +21,7 @@ from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_app.report import Progress
-from ugt.artifacts import Artifact, ArtifactStore
+from ugt.artifacts import Artifact, ArtifactStore, usable_folder
 from ugt.schema import UGTError
 from ugt.settings import Settings
 
@@ -224,10 +224,19 @@ def _truth(c: Context) -> Path | None:
     return None
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+@ray.remote(num_cpus=0, max_retries=0, max_calls=1)  # one process a step: what it loaded is given back when it ends
 def _call(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
     module, name = function.split(":")
     return getattr(importlib.import_module(module), name)(**arguments)
+
+
+def check(settings: Settings) -> None:
+    """What can be known before Ray is started: UGT_HOME can be written, the source's files are there with their columns. Raises UGTError naming what is not."""
+    usable_folder(settings.home, "UGT_HOME")
+    if settings.source != "sample":
+        from data import etl
+
+        etl.check(settings.source, settings.data_dir, settings.imdb_dir)
 
 
 def run(settings: Settings, progress: Progress, until: str = "export") -> dict[str, Artifact]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ class PeakMemory:
 
     def __init__(self, seconds: float = 1.0):
         self.peak_gb = 0.0
+        self.at_peak: dict[str, float] = {}  # GB by name of process
         self._seconds = seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
@@ -35,12 +37,14 @@ class PeakMemory:
     def _sample(self) -> None:
         me = psutil.Process()
         while True:
-            total = 0
+            parts: Counter[str] = Counter()
             with contextlib.suppress(psutil.Error):
                 for process in [me, *me.children(recursive=True)]:
                     with contextlib.suppress(psutil.Error):
-                        total += process.memory_info().rss
-            self.peak_gb = max(self.peak_gb, total / 1e9)
+                        parts[" ".join(process.cmdline()[:1])[-40:] or process.name()] += process.memory_info().rss
+            if parts.total() / 1e9 > self.peak_gb:
+                self.peak_gb = parts.total() / 1e9
+                self.at_peak = {name: round(size / 1e9, 2) for name, size in parts.most_common(12)}
             if self._stop.wait(self._seconds):
                 return
 
@@ -77,7 +81,7 @@ def _short(value: Any) -> str:
 def metrics_table(metrics: Mapping[str, Mapping[str, float]], keys: Sequence[str] = ("recall@10", "ndcg@10", "recall@50", "coverage@10")) -> Table:
     """One row per model, one column per metric; a metric that a model does not have stays empty."""
     used = [key for key in keys if any(key in row for row in metrics.values())]
-    table = Table(title="Held-out last event of each user, whole catalogue ranked, seen items filtered", title_justify="left")
+    table = Table()
     table.add_column("model")
     for key in used:
         table.add_column(key, justify="right")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,4 +81,7 @@ def served(settings: Settings, version: Version) -> Iterator[str]:
         load_stores(settings, version)
         yield app.start(settings, version.number)
     finally:
-        app.stop(settings)
+        # Ray prints to the driver's screen that the Serve controller did not live to answer its own shutdown, which is what was asked of it
+        with contextlib.redirect_stdout(io.StringIO()):
+            app.stop(settings)
+            time.sleep(0.3)
