@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
+from ugt.artifacts import usable_folder
 from ugt.schema import UGTError
 
 
@@ -45,12 +46,12 @@ def download(name: str, to: Path, say: Callable[[str], None]) -> list[Path]:
         raise UGTError(f"there is no data set '{name}' to download. There are: {', '.join(DATASETS)}.")
     dataset = DATASETS[name]
     say(f" {dataset.notice}")
-    to.mkdir(parents=True, exist_ok=True)
+    usable_folder(to, "--to")
     return [_fetch(dataset.base + file, to / file) for file in dataset.files]
 
 
 def _fetch(url: str, path: Path) -> Path:
-    if path.is_file():
+    if path.is_file() and not _damage(path):
         return path
     partial = path.with_name(path.name + ".partial")
     have = partial.stat().st_size if partial.exists() else 0
@@ -69,8 +70,13 @@ def _fetch(url: str, path: Path) -> Path:
             f"cannot download {url}: {error or type(error).__name__}. Check the network and run the command again (it resumes), "
             f"or fetch the file on another machine and put it into {path.parent}."
         ) from error
-    _check(partial, url)
-    partial.rename(path)
+    except OSError as error:
+        raise UGTError(f"cannot write {partial}: {error.strerror}. Free some space or give --to another folder, then run the command again.") from error
+    damage = _damage(partial)
+    if damage:
+        partial.unlink()
+        raise UGTError(f"{url} arrived damaged ({damage}) and was removed. Run the command again.")
+    partial.replace(path)
     return path
 
 
@@ -82,10 +88,10 @@ def _write(answer: httpx.Response, partial: Path, mode: str, total: int | None, 
             progress.advance(task, len(chunk))
 
 
-def _check(path: Path, url: str) -> None:
-    """Read the archive to its end: both formats carry checksums of their content."""
+def _damage(path: Path) -> str | None:
+    """What is wrong with an archive, read to its end (both formats carry checksums of their content), or None."""
     try:
-        if url.endswith(".zip"):
+        if ".zip" in path.suffixes:
             with zipfile.ZipFile(path) as archive:
                 bad = archive.testzip()
                 if bad:
@@ -95,5 +101,5 @@ def _check(path: Path, url: str) -> None:
                 while f.read(1 << 22):
                     pass
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        path.unlink()
-        raise UGTError(f"{url} arrived damaged ({error}) and was removed. Run the command again.") from error
+        return str(error) or type(error).__name__
+    return None

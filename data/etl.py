@@ -21,7 +21,7 @@ from data import distribute
 from data.distribute import Tables, frame, table
 from data.quality import BAD, Tally
 from data.sources import amazon, imdb, movielens, sequences
-from data.sources.rows import SourceFile
+from data.sources.rows import SourceFile, file_columns
 from ugt.artifacts import CREDITS, EVENTS, ITEMS, PEOPLE, QUARANTINE, USERS, write_table
 from ugt.schema import SourceKind, UGTError
 from ugt.settings import EtlConfig
@@ -61,6 +61,12 @@ def plan(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None) -> Plan
         return Plan({}, None, amazon.files(data_dir), tuple(amazon.side_files(data_dir)))
     own = sequences.files(data_dir)
     return Plan({"texts": own["texts"]} if "texts" in own else {}, None, {"sequences": own["sequences"]})
+
+
+def check(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None) -> None:
+    """Raises UGTError naming the folder or file that is missing, or the file that is empty or has other columns. Reads first lines only."""
+    for source in plan(kind, data_dir, imdb_dir).all:
+        file_columns(source)
 
 
 def checksums(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None) -> dict[str, str]:

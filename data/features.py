@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from ugt.artifacts import CREDITS, ITEMS, read_table
+from ugt.artifacts import CREDITS, ITEMS, new_matrix, read_table
 from ugt.features import FeatureConfig, Vocabulary, encode_features, fit_vocabulary, rows_of
 
 
@@ -25,7 +25,7 @@ def run(etl_dir: Path, config: FeatureConfig, out_dir: Path) -> dict[str, Any]:
     blocks = ray.data.from_arrow([rows.slice(i, size) for i in range(0, rows.num_rows, size)])
     encoded = blocks.map_batches(_encode, batch_size=None, batch_format="pyarrow", fn_kwargs={"vocabulary": vocabulary.model_dump_json()})
 
-    x_NF = np.lib.format.open_memmap(out_dir / "features.npy", mode="w+", dtype=np.float32, shape=(rows.num_rows, vocabulary.width))
+    x_NF = new_matrix(out_dir / "features.npy", rows.num_rows, vocabulary.width)
     for batch in encoded.iter_batches(batch_size=None, batch_format="numpy"):
         x_NF[batch["item_index"]] = batch["row"]
     x_NF.flush()

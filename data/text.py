@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from ugt.artifacts import CREDITS, ITEMS, PEOPLE, read_table
+from ugt.artifacts import CREDITS, ITEMS, PEOPLE, new_matrix, read_table
 from ugt.text import WIDTH, Encoder, TextConfig, item_texts
 
 
@@ -42,7 +42,7 @@ def run(etl_dir: Path, config: TextConfig, out_dir: Path) -> dict[str, Any]:
         compute=ray.data.ActorPoolStrategy(size=min(config.workers, len(blocks))),
         num_cpus=config.threads,
     )
-    x_NT = np.lib.format.open_memmap(out_dir / "text.npy", mode="w+", dtype=np.float32, shape=(len(texts), WIDTH))
+    x_NT = new_matrix(out_dir / "text.npy", len(texts), WIDTH)
     for batch in vectors.iter_batches(batch_size=None, batch_format="numpy"):
         x_NT[batch["row"]] = batch["vector"]
     x_NT.flush()

@@ -102,10 +102,13 @@ def demo(
     config: ConfigPath = None, source: Source = None, data_dir: DataDir = None, imdb_dir: ImdbDir = None, seed: Seed = None, json_path: JsonPath = None
 ) -> None:
     """The whole path: data, vectors, semantic IDs, training, evaluation, export, serving, 500 requests, feedback."""
-    from ray_app import demo as main_job
+    from ray_app import pipeline
 
     settings = settings_of(config, source, data_dir, imdb_dir, seed)
     writable(json_path, "--json")
+    pipeline.check(settings)
+    from ray_app import demo as main_job  # seconds of imports, which a wrong folder need not wait for
+
     report = main_job.run(settings, console)
     write_json(json_path, report)
     if report["serving"]["illegal_items"] or not report["feedback_visible"]:

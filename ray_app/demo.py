@@ -31,7 +31,6 @@ def run(settings: Settings, console: Console) -> dict[str, Any]:
 
     start = time.monotonic()
     app.check_port(settings.serve.host, settings.serve.port)  # now, not after minutes of training
-    pipeline.check(settings)
     progress = Progress(console)
     with PeakMemory() as memory, connected(settings.ray) as dashboard:
         _introduce(settings, console, dashboard)

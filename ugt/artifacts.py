@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
@@ -196,14 +198,37 @@ class ArtifactStore:
         return Artifact(path=path, manifest=manifest, skipped=False)
 
 
+def usable_folder(path: Path, flag: str) -> None:
+    """Make the folder if it is not there and prove that it can be written to. Raises UGTError naming it, and `flag` as the way to another one."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as f:
+            f.write(b"x")
+            f.flush()
+    except OSError as error:
+        raise UGTError(f"{flag}: cannot write to the folder {path} ({error.strerror}). Mend that, or name another with {flag}.") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write beside, flush to disk, then rename: a reader sees the old file or the whole new one."""
     aside = path.with_name(path.name + f".{os.getpid()}.tmp")
-    with open(aside, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def new_matrix(path: Path, rows: int, width: int) -> np.memmap:
+    """A float32 `.npy` file to be filled in place. Its room is taken now: a mapped page that finds the disk full later kills the process."""
+    x_NF = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, width))
+    with open(path, "r+b") as f:
+        os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+    return x_NF
 
 
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:

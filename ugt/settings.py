@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ugt.features import FeatureConfig
@@ -27,7 +27,7 @@ class EtlConfig(Config):
 
     title_types: tuple[str, ...] = ("movie", "tvMovie", "tvSeries", "tvMiniSeries", "short", "video", "tvSpecial", "tvShort")  # no games, no single episodes
     min_user_events: int = 1
-    blocks: int = 8  # Ray Data blocks per table; its own default cuts a small file into hundreds
+    blocks: int = Field(8, ge=1)  # Ray Data blocks per table; its own default cuts a small file into hundreds
 
 
 class HistoryConfig(Config):
@@ -53,7 +53,7 @@ class StoresConfig(Config):
 
 class ServeConfig(Config):
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int = Field(8000, ge=1, le=65535)
     exposure_hours: float = 24.0
     candidates: int = 500
     generation_budget_ms: int = 100
@@ -68,7 +68,7 @@ class RayConfig(Config):
     num_cpus: int | None = None  # logical CPUs of a local cluster; at least 4, since actors hold fractions of them
     object_store_mb: int = 512
     dashboard_host: str = "127.0.0.1"
-    dashboard_port: int = 8265
+    dashboard_port: int = Field(8265, ge=1, le=65435)  # the first of a hundred that are tried
 
 
 class Settings(BaseSettings):
@@ -124,8 +124,10 @@ def load_settings(path: Path | None = None, flags: dict[str, Any] | None = None,
             loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except FileNotFoundError as error:
             raise UGTError(f"no settings file at {path}. The presets are in configs/.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UGTError(f"the settings file {path} cannot be read ({error}). The presets are in configs/.") from error
         except yaml.YAMLError as error:
-            raise UGTError(f"{path} is not valid YAML: {error}") from error
+            raise UGTError(f"{path} is not valid YAML: {' '.join(str(error).split())}. The presets are in configs/.") from error
         if not isinstance(loaded, dict):
             raise UGTError(f"{path} must hold a mapping of settings, not a {type(loaded).__name__}.")
         merged = loaded
