@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
 # the stamp changes with the pins, so a changed requirements.txt installs again and an unchanged one does not
@@ -22,7 +22,8 @@ setup: $(STAMP) ## create .venv with the pinned packages
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
-	  echo "Python 3.11 is needed, found: $$($(PYTHON) --version 2>&1 || echo none). Install it (Debian: apt install python3.11 python3.11-venv) or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	  echo "Python 3.11 is needed, found: $$($(PYTHON) --version 2>/dev/null || echo none). Install it (Debian 12, Ubuntu 22.04: apt install python3.11 python3.11-venv;" \
+	    "others: the deadsnakes PPA or pyenv) or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/pip || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV) || { echo "The virtual environment could not be made. Debian and Ubuntu need: apt install python3.11-venv"; exit 1; }; }
 	@echo "Installing into $(VENV) (about 3 minutes, 3 GB) ..."
 	@{ $(BIN)/python -c 'import torch; assert torch.__version__.startswith("2.13.0")' 2>/dev/null || $(BIN)/pip install -q torch==2.13.0; } \

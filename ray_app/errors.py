@@ -35,6 +35,8 @@ def _plain_one(error: BaseException) -> str | None:
         return f"no permission for {error.filename}. Change its rights; if it is a place to write to, choose another (UGT_HOME, or the flag that names it)."
     if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
         return f"cannot use {error.filename}: {error.strerror}. Choose another place (UGT_HOME, or the flag that names it)."
+    if type(error).__module__ == "redis.exceptions":
+        return f"Redis failed: {error} Start it or correct stores.redis_url; if it says that it cannot write, free some space on its disk."
     if type(error).__name__ == "OutOfMemoryError":
         return "memory ran out. Lower training.batch_size or etl.blocks, or close other programs, then run it again: finished steps are kept."
     return None
