@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ugt.model.embeddings import ItemTable
+from ugt.model.embeddings import ItemTable, rows
 
 
 def next_token(log_prob_M3: Tensor, level_weights: tuple[float, float, float]) -> Tensor:
@@ -25,13 +25,13 @@ def dense_softmax(user_MD: Tensor, target_M: Tensor, item_ID: Tensor, negatives:
     With `negatives` > 0, that many items drawn uniformly stand for all others, shared by the batch, each counting for (N - 1) / negatives of
     them, which makes the loss an estimate of the full one at a fraction of its cost. Source: sampled softmax, Jean et al. 2015, section 3.
     """
-    rows = item_ID.shape[0] - 1
-    if negatives == 0 or negatives >= rows:
+    items = item_ID.shape[0] - 1
+    if negatives == 0 or negatives >= items:
         return F.cross_entropy(user_MD @ item_ID[1:].t(), target_M - 1, reduction="none")
-    drawn_R = torch.randint(1, rows + 1, (negatives,), device=user_MD.device)
-    logits_MR = user_MD @ item_ID[drawn_R].t() + torch.tensor((rows - 1) / negatives).log()
+    drawn_R = torch.randint(1, items + 1, (negatives,), device=user_MD.device)
+    logits_MR = user_MD @ rows(item_ID, drawn_R).t() + torch.tensor((items - 1) / negatives).log()
     logits_MR = logits_MR.masked_fill(drawn_R == target_M[:, None], -torch.inf)
-    positive_M1 = (user_MD * item_ID[target_M]).sum(-1, keepdim=True)
+    positive_M1 = (user_MD * rows(item_ID, target_M)).sum(-1, keepdim=True)
     return torch.logsumexp(torch.cat([positive_M1, logits_MR], dim=1), dim=1) - positive_M1[:, 0]
 
 
@@ -58,10 +58,10 @@ def info_nce(user_MD: Tensor, target_M: Tensor, hard_MR: Tensor, item_ID: Tensor
     Targets of the batch come as often as they are popular, so their log frequency is taken off (logQ correction, Yi et al. 2019). A negative that is
     the target is masked. Source: van den Oord et al. 2018.
     """
-    in_batch_MM = user_MD @ item_ID[target_M].t() / temperature - log_frequency_I[target_M]
+    in_batch_MM = user_MD @ rows(item_ID, target_M).t() / temperature - log_frequency_I[target_M]
     same_MM = (target_M[:, None] == target_M) & ~torch.eye(len(target_M), dtype=torch.bool, device=target_M.device)
     in_batch_MM = in_batch_MM.masked_fill(same_MM, -torch.inf)
-    hard_logits_MR = torch.einsum("md,mrd->mr", user_MD, item_ID[hard_MR]) / temperature - log_frequency_I[hard_MR]
+    hard_logits_MR = torch.einsum("md,mrd->mr", user_MD, rows(item_ID, hard_MR)) / temperature - log_frequency_I[hard_MR]
     hard_logits_MR = hard_logits_MR.masked_fill(hard_MR == target_M[:, None], -torch.inf)
     own_M = torch.arange(len(target_M), device=target_M.device)
     return F.cross_entropy(torch.cat([in_batch_MM, hard_logits_MR], dim=1), own_M, reduction="none")

@@ -15,11 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugt.model.config import ModelConfig
 from ugt.model.inputs import ACTION_CODES, CONTEXT_CODES, GAP_CODES, VALUE_CODES
 from ugt.semantic_ids import SemanticIds
+
+
+def rows(table_RD: Tensor, which: Tensor) -> Tensor:
+    """table[which], [..., D]. Not by indexing: on several threads its gradient adds up in the order the threads come, and two equal runs end differently."""
+    return F.embedding(which, table_RD)
 
 
 class CatalogueTables(NamedTuple):
@@ -104,7 +110,7 @@ class HistoryEmbedding(nn.Module):
 
     def forward(self, item_BL: Tensor, action_BL: Tensor, value_BL: Tensor, gap_BL: Tensor, user_BU: Tensor, item_ID: Tensor) -> Tensor:
         """Tokens of each history, [B, 1 + L, D]."""
-        event_BLD = item_ID[item_BL] * self.scale + self.action(action_BL) + self.value(value_BL) + self.gap(gap_BL)
+        event_BLD = rows(item_ID, item_BL) * self.scale + self.action(action_BL) + self.value(value_BL) + self.gap(gap_BL)
         event_BLD = event_BLD + self.position.weight[: item_BL.shape[1]] + self.token_type.weight[1]
         user_BD = self.token_type.weight[0] + sum(table(user_BU[:, i]) for i, table in enumerate(self.user))
         return self.dropout(torch.cat([user_BD[:, None], event_BLD], dim=1))

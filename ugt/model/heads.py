@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ugt.model.embeddings import rows
+
 
 class LevelHeads(nn.Module):
     def __init__(self, width: int, k1: int, k2: int):
@@ -45,7 +47,7 @@ class LevelHeads(nn.Module):
         node_KKD = group_GD.view(self.k1, self.k2, -1).unbind(0)
         sorted_MK = torch.cat([q @ node.t() for q, node in zip(parts, node_KKD, strict=True)])
         logits_MK = torch.empty_like(sorted_MK).index_copy(0, order_M, sorted_MK)
-        return logits_MK + self.group_bias_G.view(self.k1, self.k2)[l1_M]
+        return logits_MK + rows(self.group_bias_G.view(self.k1, self.k2), l1_M)
 
     def third(self, h_D: Tensor, item_CD: Tensor) -> Tensor:
         """Logits of L3 over the items of a group, item_CD [..., C, D] to [..., C]."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ugt.model.config import ModelConfig
 from ugt.model.decoder import Decoder
-from ugt.model.embeddings import CatalogueTables, ContextEmbedding, HistoryEmbedding, ItemTable
+from ugt.model.embeddings import CatalogueTables, ContextEmbedding, HistoryEmbedding, ItemTable, rows
 from ugt.model.encoder import Encoder
 from ugt.model.heads import DenseHead, LevelHeads
 from ugt.model.inputs import UserVocabulary
@@ -69,7 +69,7 @@ class UGT(nn.Module):
         group_BQ = self.items.group_N[(item_BQ - 1).clamp(min=0)]
         l1_BQ = group_BQ // self.items.k2
         start = self.decoder.start_token(take(state_BTD, position_BQ), self.context(context_BQ))
-        steps = [start, self.decoder.prefix_token(1, tables.first_KD[l1_BQ]), self.decoder.prefix_token(2, tables.group_GD[group_BQ])]
+        steps = [start, self.decoder.prefix_token(1, rows(tables.first_KD, l1_BQ)), self.decoder.prefix_token(2, rows(tables.group_GD, group_BQ))]
         mask_BQT = torch.arange(state_BTD.shape[1], device=state_BTD.device) <= position_BQ[..., None]
         h_BQSD, _, balance = self.decoder(torch.stack(steps, dim=2), None, self.decoder.memory(state_BTD), mask_BQT)
 
