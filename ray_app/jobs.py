@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ray_app.cluster import API_SERVER
 from ugt.schema import UGTError
 
 # What the upload must not hold; .gitignore and .rayignore are honoured by Ray as well.
@@ -21,15 +23,26 @@ def root() -> Path:
 
 
 def client(address: str) -> Any:
-    """Ray's job client at the dashboard's address, by default http://127.0.0.1:8265. Raises UGTError if nothing answers there."""
+    """Ray's job client at the dashboard's address, by default Ray's own RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else http://127.0.0.1:8265.
+
+    Raises UGTError if nothing answers there.
+    """
     from ray.job_submission import JobSubmissionClient
 
     for name in ("ray.dashboard", "ray._private.runtime_env", "ray.job_submission"):
         logging.getLogger(name).setLevel(logging.ERROR)  # a line per ignored file otherwise
+    before = os.environ.get(API_SERVER)
+    if address:
+        os.environ[API_SERVER] = address  # Ray takes its own variables over what it is given; a flag of ours is above both
     try:
         return JobSubmissionClient(address or "http://127.0.0.1:8265")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UGTError(f"no Ray dashboard answers at {address or 'http://127.0.0.1:8265'}. Start a cluster (ugt cluster up) or give --address.") from error
+        where = address or before or os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
+        raise UGTError(f"no Ray dashboard answers at {where}. Start a cluster (ugt cluster up) or give --address.") from error
+    finally:
+        os.environ.pop(API_SERVER, None)
+        if before is not None:
+            os.environ[API_SERVER] = before
 
 
 def submit(address: str, arguments: Sequence[str], env: dict[str, str]) -> str:

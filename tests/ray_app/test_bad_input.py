@@ -170,8 +170,11 @@ def test_a_busy_port_is_named_before_the_work(ugt: Ugt, no_ray: None, monkeypatc
     assert "UGT_SERVE__PORT" in error
 
 
-def test_an_address_that_is_none_is_named(ugt: Ugt) -> None:
+def test_an_address_that_is_none_is_named_whatever_the_environment_says(ugt: Ugt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     assert "at nonsense" in ugt("job", "list", "--address", "nonsense")
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:9"
+    assert "at http://127.0.0.1:9" in ugt("job", "list")
 
 
 def test_without_network_a_download_says_what_to_do(ugt: Ugt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
