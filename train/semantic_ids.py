@@ -23,10 +23,11 @@ def run(etl_dir: Path, fusion_dir: Path, word2vec_dir: Path, config: SemanticIdC
     Figures are the health report. Raises UGTError if the vectors are not those of this catalogue.
     """
     items = read_table(etl_dir / "items", ITEMS).sort_by("item_index")
-    blocks = [np.load(fusion_dir / "fused.npy"), np.load(word2vec_dir / "word2vec.npy")]
+    blocks = [np.load(path) for path in (fusion_dir / "fused.npy", word2vec_dir / "word2vec.npy", word2vec_dir / "cooccurrence.npy")]
     if any(len(block) != items.num_rows for block in blocks):
-        raise UGTError(f"semantic_ids: {items.num_rows:,} items, {len(blocks[0]):,} fused vectors, {len(blocks[1]):,} of word2vec. Run the steps before again.")
-    space = VectorSpace.fit(blocks, [config.fused_weight, config.word2vec_weight])
+        sizes = ", ".join(f"{len(block):,}" for block in blocks)
+        raise UGTError(f"semantic_ids: {items.num_rows:,} items, but {sizes} vectors (fused, word2vec, co-occurrence). Run the steps before again.")
+    space = VectorSpace.fit(blocks, [config.fused_weight, config.word2vec_weight, config.cooccurrence_weight])
     k1, k2, k3 = code_sizes(items.num_rows, config)
     # sums of BLAS depend on how many threads share them
     with threadpool_limits(config.threads):

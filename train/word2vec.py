@@ -1,4 +1,4 @@
-"""Word2Vec over the train part of the histories and the catalogue."""
+"""Co-occurrence vectors: Word2Vec over histories and catalogue, and the factorised co-occurrence of histories, both of the train part only."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ugt import histories
 from ugt.artifacts import CREDITS, ITEMS, read_table
+from ugt.cooccurrence import factorise, fill, ppmi
 from ugt.word2vec import Word2VecConfig, catalogue_tokens, epochs, item_vectors, sentences, train_counts, train_vectors
 
 MIN_EVENTS = 3  # the shortest history that can be evaluated; its last two events are never training data
 
 
 def run(etl_dir: Path, histories_dir: Path, config: Word2VecConfig, out_dir: Path) -> dict[str, Any]:
-    """Write `word2vec.npy` (float32 [N, W], unit rows), `keyed_vectors.kv`, `neighbourhood.npz`, `train_counts.npy`; figures of the corpus.
+    """Write `word2vec.npy` (float32 [N, W], unit rows), `keyed_vectors.kv`, `cooccurrence.npy` (float32 [N, C]), the neighbourhood of each
+    (`neighbourhood.npz`, `cooccurrence_neighbourhood.npz`) and `train_counts.npy`; figures of the corpus.
 
     The last two events of every user who could be evaluated are left out, whatever the evaluation settings are.
     """
@@ -35,6 +38,12 @@ def run(etl_dir: Path, histories_dir: Path, config: Word2VecConfig, out_dir: Pat
     np.save(out_dir / "word2vec.npy", vector_NW)
     np.save(out_dir / "train_counts.npy", count_N)
     near.save(out_dir / "neighbourhood.npz")
+    with threadpool_limits(1):  # sums of BLAS depend on how many threads share them
+        matrix = ppmi(past, train_lengths, len(item_ids), config.cooccurrence_window)
+        raw_NW = factorise(matrix, config.cooccurrence_width, config.seed)
+    together_NW, beside = fill(raw_NW, tokens, count_N)
+    np.save(out_dir / "cooccurrence.npy", together_NW)
+    beside.save(out_dir / "cooccurrence_neighbourhood.npz")
     vectors.lifecycle_events = None  # holds the time of day: two equal runs would differ
     vectors.save(str(out_dir / "keyed_vectors.kv"))
     return {
@@ -44,4 +53,5 @@ def run(etl_dir: Path, histories_dir: Path, config: Word2VecConfig, out_dir: Pat
         "sentences": lines,
         "words": words,
         "epochs": epochs(words, config),
+        "pairs": int(matrix.nnz),
     } | figures

@@ -149,7 +149,7 @@ def silu(x: np.ndarray) -> np.ndarray:
 class VectorSpace:
     """Joins the vectors of an item into the one that is quantised and that the model projects.
 
-    Each block is standardised per column and scaled so that it holds its share of the total variance, which is one per column on average.
+    Each block is centred and scaled as a whole, so that its total variance is its weight and its own strong columns stay strong.
     """
 
     means: tuple[np.ndarray, ...]
@@ -159,15 +159,13 @@ class VectorSpace:
     def fit(cls, blocks: list[np.ndarray], weights: list[float]) -> VectorSpace:
         """Raises UGTError if no block has a weight above zero."""
         if sum(weights) <= 0:
-            raise UGTError("semantic_ids: fused_weight and word2vec_weight are both 0, so there is no vector to quantise. Raise one of them.")
-        width = sum(block.shape[1] for block, weight in zip(blocks, weights, strict=True) if weight > 0)
+            raise UGTError("semantic_ids: every weight of a block of vectors is 0, so there is nothing to quantise. Raise one of them.")
         means, scales = [], []
         for block_ND, weight in zip(blocks, weights, strict=True):
-            spread_D = block_ND.std(0, dtype=np.float64)
-            live = spread_D > 1e-6
-            target = np.sqrt(width * weight / sum(weights) / max(1, live.sum()))
+            variance = float(block_ND.var(0, dtype=np.float64).sum())
+            scale = np.sqrt(weight / variance) if variance > 1e-12 else 0.0
             means.append(block_ND.mean(0, dtype=np.float64).astype(np.float32))
-            scales.append(np.where(live, target / np.where(live, spread_D, 1), 0).astype(np.float32))
+            scales.append(np.full(block_ND.shape[1], scale, np.float32))
         return cls(tuple(means), tuple(scales))
 
     def join(self, blocks: list[np.ndarray]) -> np.ndarray:

@@ -38,8 +38,10 @@ class SemanticIdConfig(Config):
     l1: int | None = Field(default=None, ge=2)  # code sizes follow from the item count unless set (`code_sizes`)
     l2: int | None = Field(default=None, ge=2)
     l3: int | None = Field(default=None, ge=2)
-    fused_weight: float = Field(default=1.0, ge=0)  # share of the content block in squared distance, before the other weight
-    word2vec_weight: float = Field(default=4.0, ge=0)  # next items of the sample under a bigram of IDs: 6.87 nats at 4, 6.90 at 2, 6.92 at 1, 7.01 at 0
+    # variance of each block in an item's vector. Validation NDCG@10 of stage 1 on the sample: benchmarks/results.md, "item vectors"
+    fused_weight: float = Field(default=1.0, ge=0)
+    word2vec_weight: float = Field(default=1.0, ge=0)
+    cooccurrence_weight: float = Field(default=16.0, ge=0)
     balance: float = Field(default=2.0, gt=1)  # an L1 code holds at most this many times the mean
     third: Literal["popularity", "direction"] = "popularity"  # order inside a group: L3 = 0 is its most seen item of the train part
     spare: int = Field(default=4, ge=0)  # free slots a group keeps for new items

@@ -46,6 +46,8 @@ class Word2VecConfig(Config):
     min_words: int = 1_000_000  # a small corpus is read more often, up to 100 times, until this many words were seen
     sample: float = 1e-4  # words above this share of the corpus are thinned out; half the time of gensim's 1e-3, items retrieved as well or better
     shrinkage: float = Field(default=3.0, ge=0)  # an item's own vector weighs (views) against this much of its neighbours'
+    cooccurrence_width: int = Field(default=64, ge=2)  # of the factorised co-occurrence of histories (`ugt.cooccurrence`)
+    cooccurrence_window: int = Field(default=5, ge=1)
     workers: int = 1  # one worker is reproducible to the bit; more are not (gensim)
     seed: int = 0
 

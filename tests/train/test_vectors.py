@@ -93,8 +93,8 @@ def test_an_item_of_the_catalogue_encoded_online_lands_where_it_already_is(catal
     ids, codebooks, vectors = SemanticIds.load(tmp_path), Codebooks.load(tmp_path / "codebooks.npz"), np.load(tmp_path / "item_vectors.npy")
     fused = Fusion.load(fused_dir).encode(np.load(features_dir / "features.npy")[:1], None)
     tokens = catalogue_tokens(read_table(catalogue / "items", ITEMS), read_table(catalogue / "credits", CREDITS))
-    beside = Neighbourhood.load(word2vec_dir / "neighbourhood.npz").vector(tokens[0])
-    x_1D = VectorSpace.load(tmp_path / "vector_space.npz").join([fused, beside[None]])
+    beside = [Neighbourhood.load(word2vec_dir / name).vector(tokens[0])[None] for name in ("neighbourhood.npz", "cooccurrence_neighbourhood.npz")]
+    x_1D = VectorSpace.load(tmp_path / "vector_space.npz").join([fused, *beside])
     assert np.abs(x_1D - vectors[:1]).max() < 1e-3  # item 0 was never seen, so its vector is what a new item's would be; one row against a block of them
     grown = ids.insert(["new"], x_1D, codebooks)
     assert grown.item_of(*grown.code_of(120)) == 120
