@@ -22,6 +22,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_num_workers_soft_limit", "8")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One Ray cluster at a time: first the tests without Ray, then those whose runs bring their own, last those on the session's."""
+
+    def cluster(item: pytest.Item) -> int:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        return 3 if "ray_session" in fixtures else 2 if "two_nodes" in fixtures else 1 if fixtures & {"tiny_run", "run_demo"} else 0
+
+    items.sort(key=cluster)  # stable: the order within a group stays
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """The local Ray cluster of this test session (4 logical CPUs). Made once; every test marked `ray` uses it."""
