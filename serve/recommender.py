@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import redis
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -28,7 +29,7 @@ from serve.metrics import RecommenderMetrics
 from serve.problems import Refusal
 from serve.reasons import reason
 from serve.retriever import Candidates, FilterKey
-from serve.versions import VersionSource
+from serve.versions import Fusion, VersionSource
 from ugt.api import Recommendation, RecommendRequest, SimilarItems, SimilarRequest
 from ugt.model.inputs import USER_ATTRIBUTES
 from ugt.ranking import fuse
@@ -36,7 +37,7 @@ from ugt.schema import ACTION_IDS, Rung
 from ugt.settings import ServeConfig
 from ugt.stores.features import ALL, OnlineFeatures, UserState, segment_of
 
-HISTORY = 200  # events read for a request; a model reads its own last `max_length` of them
+HISTORY = 200  # events read for a request, or as many as the model reads if those are more; events of items that are gone leave fewer
 POPULAR_PAGE = 1000
 NEIGHBOURS_OF = 10  # newest items whose mean stands for the user when no user vector could be made
 
@@ -78,6 +79,7 @@ class Recommender:
         folder = self._source.folder(version)
         self._catalogue: Catalogue = self._source.catalogue(folder)
         self._fusion = self._source.fusion(folder)
+        self._events_read = max(HISTORY, self._source.max_length(folder))
         self._version = version
         self._metrics.version.set(1, tags={"version": version})
 
@@ -108,7 +110,7 @@ class Recommender:
 
     async def _answer(self, body: RecommendRequest, trace_id: str) -> Recommendation:
         now = time.time()
-        user = await self._features.user_state(body.user_id, now, HISTORY)
+        user = await self._features.user_state(body.user_id, now, self._events_read)
         excluded = user.seen | user.exposed | set(body.exclude)
         request = Request(
             body=body,
@@ -153,9 +155,7 @@ class Recommender:
         found: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
         if found is None:
             return _picks(generated.items, generated.log_probs, set(generated.items.tolist()))
-        items, scores = fuse(
-            generated.items, generated.log_probs, found.asked, found.items, found.scores, self._fusion.weight, request.body.size, self._fusion.method
-        )
+        items, scores = fused(generated, found, self._fusion, request.body.size)
         return _picks(items, scores, set(generated.items.tolist()))
 
     async def _rung(self, request: Request, rung: str, budget_ms: int, call: Any) -> Any:
@@ -300,6 +300,16 @@ class Recommender:
             "milvus": milvus if isinstance(retriever, tuple) else "the retriever does not answer",
             "redis": _wrong(store),
         }
+
+
+def fused(generated: Generated, found: Candidates, fusion: Fusion, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `size` best of both heads and their scores, mixed as evaluation mixes them: the dense head's list goes no deeper than the beam's.
+
+    A deeper one would lift items of the beam under `reciprocal_rank`, which counts places. Only a page longer than the beam needs it.
+    """
+    depth = max(len(generated.items), size)
+    dense_items, dense_scores = found.items[:depth], found.scores[:depth]
+    return fuse(generated.items, generated.log_probs, found.asked, dense_items, dense_scores, fusion.weight, size, fusion.method)
 
 
 def _picks(items: Any, scores: Any, generated: set[int]) -> list[Pick]:

@@ -52,5 +52,8 @@ class VersionSource:
 
     def fusion(self, folder: Path) -> Fusion:
         """How this version mixes its heads: chosen on validation, kept in its card."""
-        card = json.loads((folder / CARD).read_text())
-        return Fusion(**card["fusion"])
+        return Fusion(**json.loads((folder / CARD).read_text())["fusion"])
+
+    def max_length(self, folder: Path) -> int:
+        """How many events of a history this version reads."""
+        return int(json.loads((folder / CARD).read_text())["config"]["max_length"])
