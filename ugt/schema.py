@@ -6,9 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Action = Literal[
-    "view", "click", "like", "dislike", "favorite", "share", "comment", "purchase", "rate", "play", "complete", "search"
-]
+Action = Literal["view", "click", "like", "dislike", "favorite", "share", "comment", "purchase", "rate", "play", "complete", "search"]
 ItemType = Literal["movie", "series", "episode", "video", "product", "article"]
 SourceKind = Literal["sample", "imdb", "movielens", "amazon", "sequences"]
 Rung = Literal["ugt", "cold_start", "retrieval", "popular"]
