@@ -27,6 +27,7 @@ def free_port(host: str, first: int) -> int:
     """The first free port from `first` on."""
     for port in range(first, first + 100):
         with contextlib.suppress(OSError), socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port is free again as soon as nobody listens there
             s.bind((host, port))
             return port
     raise UGTError(f"no free port for the Ray dashboard on {host} from {first} to {first + 99}. Set ray.dashboard_port.")

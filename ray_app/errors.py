@@ -37,6 +37,8 @@ def _plain_one(error: BaseException) -> str | None:
         return f"cannot use {error.filename}: {error.strerror}. Choose another place (UGT_HOME, or the flag that names it)."
     if type(error).__module__ == "redis.exceptions":
         return f"Redis failed: {error} Start it or correct stores.redis_url; if it says that it cannot write, free some space on its disk."
+    if type(error).__module__ == "sqlalchemy.exc" and type(error).__name__ in ("OperationalError", "DatabaseError"):
+        return f"the SQL database failed: {getattr(error, 'orig', error)}. End the other program that holds it, or correct stores.sql_url, then run it again."
     if type(error).__name__ == "OutOfMemoryError":
         return "memory ran out. Lower training.batch_size or etl.blocks, or close other programs, then run it again: finished steps are kept."
     return None

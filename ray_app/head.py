@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from ray_app.cluster import API_SERVER, WORKERS_KEPT_WARM, auth_headers, local_cpus
+from ray_app.cluster import API_SERVER, WORKERS_KEPT_WARM, auth_headers, free_port, local_cpus
 from ugt.artifacts import usable_folder, write_text
 from ugt.schema import UGTError
 from ugt.settings import Settings
@@ -41,6 +41,12 @@ def up(settings: Settings) -> dict[str, Any]:
     status = state(settings)
     if status["up"]:
         return status
+    for host, port, way_out in (
+        ("127.0.0.1", PORT, "End the head that another UGT_HOME started (UGT_HOME=... ugt cluster down)."),
+        (settings.ray.dashboard_host, settings.ray.dashboard_port, f"Take another: UGT_RAY__DASHBOARD_PORT={settings.ray.dashboard_port + 1}"),
+    ):
+        if free_port(host, port) != port:
+            raise UGTError(f"port {port} of {host} can't be used: another program listens there. {way_out}")
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={PORT}"]
     command += [f"--dashboard-host={settings.ray.dashboard_host}", f"--dashboard-port={settings.ray.dashboard_port}", "--disable-usage-stats"]
     command += [f"--num-cpus={local_cpus(settings.ray)}", f"--object-store-memory={settings.ray.object_store_mb << 20}"]

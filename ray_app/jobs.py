@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_app.cluster import API_SERVER
+from ray_app.cluster import API_SERVER, auth_headers
 from ugt.schema import UGTError
 
 # What the upload must not hold; .gitignore and .rayignore are honoured by Ray as well.
@@ -27,6 +27,7 @@ def client(address: str) -> Any:
 
     Raises UGTError if nothing answers there.
     """
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     for name in ("ray.dashboard", "ray._private.runtime_env", "ray.job_submission"):
@@ -35,7 +36,11 @@ def client(address: str) -> Any:
     if address:
         os.environ[API_SERVER] = address  # Ray takes its own variables over what it is given; a flag of ours is above both
     try:
-        return JobSubmissionClient(address or "http://127.0.0.1:8265")
+        return JobSubmissionClient(address or "http://127.0.0.1:8265", headers=auth_headers())  # Ray sends a token only in RAY_AUTH_MODE=token
+    except AuthenticationError as error:
+        raise UGTError(
+            f"the Ray cluster{f' at {address}' if address else ''} wants another token. Put its token into RAY_AUTH_TOKEN or ~/.ray/auth_token."
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = address or before or os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
         raise UGTError(f"no Ray dashboard answers at {where}. Start a cluster (ugt cluster up) or give --address.") from error

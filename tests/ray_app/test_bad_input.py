@@ -5,6 +5,7 @@ What Ray need not be asked about is answered before it is started. The same over
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import gzip
@@ -13,6 +14,7 @@ import io
 import os
 import random
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,9 +25,10 @@ from pathlib import Path
 
 import pytest
 import redis
+import sqlalchemy as sa
 
 from data import download
-from ray_app import cli, cluster
+from ray_app import cli, cluster, head
 from ray_app.errors import plain
 from ugt.artifacts import new_matrix, write_text
 
@@ -170,6 +173,18 @@ def test_a_busy_port_is_named_before_the_work(ugt: Ugt, no_ray: None, monkeypatc
     assert "UGT_SERVE__PORT" in error
 
 
+def test_a_busy_dashboard_port_is_named(ugt: Ugt, no_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("UGT_RAY__DASHBOARD_PORT", str(port))
+        monkeypatch.setattr(head, "PORT", cluster.free_port("127.0.0.1", 7480))
+        error = ugt("cluster", "up")
+    assert f"port {port} of 127.0.0.1" in error
+    assert "UGT_RAY__DASHBOARD_PORT" in error
+
+
 def test_an_address_that_is_none_is_named_whatever_the_environment_says(ugt: Ugt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     assert "at nonsense" in ugt("job", "list", "--address", "nonsense")
@@ -262,3 +277,16 @@ def test_a_redis_that_does_not_answer_is_named() -> None:
     message = plain(dead.value)
     assert message is not None
     assert "stores.redis_url" in message
+
+
+def test_a_locked_database_is_named(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "records.sqlite")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'records.sqlite'}", connect_args={"timeout": 0})
+        with pytest.raises(sa.exc.OperationalError) as locked, engine.begin() as connection:
+            connection.execute(sa.text("CREATE TABLE t (x)"))
+        engine.dispose()
+    message = plain(locked.value)
+    assert message is not None
+    assert "database is locked" in message
+    assert "stores.sql_url" in message
