@@ -26,16 +26,17 @@ from torch import Tensor, nn
 from ugt import histories as history_files
 from ugt import runtime
 from ugt.artifacts import ITEMS, USERS, read_table, write_text
-from ugt.decoding import Constraints, beam_search
+from ugt.decoding import Constraints, beam_search, constraints, exact_log_probs
 from ugt.model.config import DecodingConfig
 from ugt.model.embeddings import CatalogueTables
-from ugt.model.inputs import History
+from ugt.model.inputs import History, build_inputs
 from ugt.model.ugt import UGT
 from ugt.schema import UGTError
-from ugt.scoring import catalogue_hash, decode, load_checkpoint, read_card, user_codes
+from ugt.scoring import catalogue_hash, decode, load_checkpoint, read_card, tensors, user_codes
 
 OPSET = 18
 SCORE_TOLERANCE = 1e-4  # float32 sums in another order, over three log-softmaxes
+EXACT_ITEMS, EXACT_BATCH = 50_000, 16
 AGREEMENT = 0.999  # share of requests with the same top 10
 CHECK_BATCH = 32
 
@@ -169,7 +170,9 @@ def run(
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")},
     }
     write_text(out_dir / runtime.CARD, json.dumps(card, indent=1))
-    figures = compare(model, out_dir, Path(histories_dir), Path(etl_dir) / "users", decoding.beam_width, check_users, min_events)
+    users_dir = Path(etl_dir) / "users"
+    figures = compare(model, out_dir, Path(histories_dir), users_dir, decoding.beam_width, check_users, min_events)
+    figures |= beam_against_exact(model, Path(histories_dir), users_dir, decoding.beam_width, check_users // 2, min_events)
     write_text(out_dir / runtime.CARD, json.dumps(card | {"check": figures}, indent=1))
     size = sum(path.stat().st_size for path in out_dir.iterdir())
     return figures | {"megabytes": round(size / 1e6, 2), "seconds": round(time.monotonic() - started, 1)}
@@ -218,6 +221,34 @@ def compare(model: UGT, version_dir: Path, histories_dir: Path, users_dir: Path,
             f"Check that torch and onnxruntime are the pinned versions."
         )
     return figures
+
+
+def beam_against_exact(model: UGT, histories_dir: Path, users_dir: Path, beam_width: int, count: int, min_events: int = 3) -> dict[str, Any]:
+    """Share of `count` test requests (seen items excluded) in which the beam's top 10 is that of the exact scorer over the whole catalogue.
+
+    Nothing for a catalogue of more than EXACT_ITEMS, which the exact scorer takes too long for.
+    """
+    if len(model.semantic_ids) > EXACT_ITEMS:
+        return {}
+    split = history_files.load(histories_dir).split(min_events)
+    rows = np.flatnonzero(split.evaluated)[:count]
+    user_UA = user_codes(users_dir, [split.histories.user_ids[u] for u in rows], model.vocabulary)
+    same = 0
+    with torch.inference_mode():
+        tables = model.tables()
+        for start in range(0, len(rows), EXACT_BATCH):
+            part = slice(start, start + EXACT_BATCH)
+            examples = [split.example(int(u), "test") for u in rows[part]]
+            histories = [History(e.items, e.actions, e.values, e.timestamps) for e in examples]
+            inputs = tensors(build_inputs(histories, [e.target_timestamp for e in examples], user_UA[part], model.config.max_length))
+            state_BTD = model.encode(inputs, tables)
+            limits = constraints(model, [np.unique(e.items) for e in examples])
+            request = (state_BTD, inputs["length_B"], inputs["context_B"], tables, limits)
+            exact_BN = exact_log_probs(model, *request)
+            top_BK = torch.sort(exact_BN, dim=1, descending=True, stable=True).indices[:, :10]
+            beams = beam_search(model, *request, torch.arange(beam_width), torch.arange(model.items.largest_group))
+            same += int((beams.item_BW[:, :10] == top_BK).all(1).sum())
+    return {"exact_requests": len(rows), "exact_same_top10": round(same / max(1, len(rows)), 5)}
 
 
 def _write_items(model: UGT, etl_dir: Path, path: Path) -> None:
