@@ -8,13 +8,16 @@ whole. Long steps (training) keep their checkpoints in `<home>/work/<step>/<key>
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +166,25 @@ class ArtifactStore:
         found = self.find(step, key)
         if found is not None:
             return found
+        with self._alone(step, key):
+            return self.find(step, key) or self._make(step, key, make, version, inputs, read)
+
+    @contextmanager
+    def _alone(self, step: str, key: str) -> Iterator[None]:
+        """One process at a time makes an artifact; the others wait and then find it. The kernel lets go when the holder dies, however it dies."""
+        folder = self.home / "work" / step
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{key}.lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system without locks: one run at a time is then up to the user
+                    raise
+            yield
+
+    def _make(
+        self, step: str, key: str, make: Callable[[Path, Path], Mapping[str, Any]], version: int, inputs: Mapping[str, str], read: dict[str, Any]
+    ) -> Artifact:
         path, partial = self.path(step, key), self.path(step, key + ".partial")
         for stale in (path, partial):
             shutil.rmtree(stale, ignore_errors=True)
