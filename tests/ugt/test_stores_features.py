@@ -3,8 +3,11 @@
 import asyncio
 import time
 
+import pyarrow as pa
 import pytest
 
+from ugt.artifacts import EVENTS
+from ugt.histories import from_events
 from ugt.schema import Event, User
 from ugt.stores import embedded
 from ugt.stores.features import ALL, OnlineFeatures, PastEvent, segment_of
@@ -60,6 +63,22 @@ def test_history_is_the_newest_events_oldest_first_and_seen_forgets_nothing(url)
     assert [e.item_id for e in state.history] == ["i1497", "i1498", "i1499"]
     assert len(state.seen) == 1500
     assert state.profile == User(user_id="u", age=31, gender="F")
+
+
+def test_a_late_event_stands_where_it_happened_as_it_does_in_the_tables(url):
+    """Training orders a user's events by (time, place in the source); so does a request (fault 4)."""
+    came = [("a", 100), ("b", 300), ("c", 200), ("d", 300), ("e", 0), ("f", 300)]
+
+    async def use(f):
+        await f.load_users([(User(user_id="u"), [PastEvent("z", "view", None, 250)])])
+        for item_id, timestamp in came:
+            await f.append(event(item_id, timestamp=timestamp), {})
+        return await f.user_state("u", time.time(), 10)
+
+    rows = [{"event_id": str(n), "user_id": "u", "item_id": i, "item_index": ord(i), "action": "like", "value": None, "timestamp": t, "order": n}
+            for n, (i, t) in enumerate([("z", 250), *came])]  # fmt: skip
+    offline = from_events(pa.Table.from_pylist(rows, schema=EVENTS))["item_index"][0].as_py()
+    assert [ord(e.item_id) for e in run(url, use).history] == offline
 
 
 def test_exposure_is_forgotten_after_its_window(url):

@@ -2,7 +2,7 @@
 
 Keys (all under `ugt:`):
   user:<id>            hash    profile (gender, age, occupation) and counters (`count:<action>`, `last_active`)
-  history:<id>         list    `timestamp|action|value|item_id`, oldest first, the last HISTORY_LIMIT events
+  history:<id>         list    `timestamp|action|value|item_id`, in the order they came, the last HISTORY_LIMIT events
   seen:<id>            set     every item the user ever had an event with
   exposed:<id>         zset    item_id by the time it was shown; forgotten after the exposure window
   popular:<segment>    zset    item_id by number of events; `popular:all` holds every item of the catalogue, so it also says which items exist
@@ -88,7 +88,9 @@ class OnlineFeatures:
         pipe.zrangebyscore(_key("exposed", user_id), now - self.exposure_seconds, "+inf")
         (known, gender, age, occupation), history, seen, exposed = await pipe.execute()
         profile = User(user_id=user_id, gender=gender, age=int(age) if age is not None else None, occupation=occupation) if known else None
-        return UserState(user_id, profile, [_unpack(text) for text in history], set(seen), set(exposed))
+        # by time, ties as they came: the order the same events have in the tables (an event may arrive late and say when it happened)
+        events = sorted((_unpack(text) for text in history), key=lambda event: event.timestamp)
+        return UserState(user_id, profile, events, set(seen), set(exposed))
 
     async def popular(self, segment: str, start: int, count: int) -> list[tuple[str, float]]:
         """(item_id, number of events), most popular first; ties in reverse order of item_id (Redis' own rule, stable)."""
