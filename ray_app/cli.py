@@ -270,6 +270,7 @@ def serve_run(config: ConfigPath = None, version: Annotated[str, typer.Option(he
 
     settings = settings_of(config)
     found = serving.find(settings, version)
+    serving.app.check_port(settings.serve.host, settings.serve.port)  # before Ray is started
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `kill` takes the graph down as Ctrl-C does
     with connected(settings.ray) as dashboard, serving.served(settings, found) as base_url:
         console.print(f" serving {found.number} on {base_url}   API {base_url}/docs   dashboard {dashboard}   Ctrl-C ends it", highlight=False, soft_wrap=True)
@@ -316,6 +317,7 @@ def bench_serve(
 
     settings = settings_of(config)
     version = serving.find(settings)
+    serving.app.check_port(settings.serve.host, settings.serve.port)
     writable(json_path, "--json")
     with connected(settings.ray), serving.served(settings, version) as base_url:
         report = bench.run(base_url, version.steps["etl"], version.steps["histories"], requests=requests, concurrency=concurrency, seed=seed)

@@ -100,3 +100,22 @@ def test_a_job_runs_on_a_node_that_has_neither_checkout_nor_package(two_nodes: s
 def test_the_dashboard_shows_the_job(two_nodes: str) -> None:
     jobs = httpx.get(f"{two_nodes}/api/jobs/", headers=auth_headers()).json()
     assert any("train semantic-ids" in job["entrypoint"] and job["status"] == "SUCCEEDED" for job in jobs)
+
+
+def test_the_head_of_cluster_up_takes_jobs_and_goes_down(tmp_path: Path) -> None:
+    """As the README has it: the head wants a token, and the job commands send it without being told."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("UGT_", "RAY_"))}
+    env |= {"HOME": str(tmp_path), "UGT_HOME": str(tmp_path / "home"), "UGT_RAY__DASHBOARD_PORT": "8665"}
+
+    def ugt(*arguments: str) -> str:
+        done = subprocess.run([sys.executable, "-m", "ray_app", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    try:
+        assert "http://127.0.0.1:8665" in ugt("cluster", "up")
+        assert "no version of" in ugt("job", "submit", "--address", "http://127.0.0.1:8665", "--", "models", "list")
+        assert "SUCCEEDED" in ugt("job", "list", "--address", "http://127.0.0.1:8665")
+    finally:
+        assert "processes ended" in ugt("cluster", "down")
+    assert ugt("cluster", "status").strip().startswith("down")
