@@ -320,7 +320,9 @@ def bench_serve(
     serving.app.check_port(settings.serve.host, settings.serve.port)
     writable(json_path, "--json")
     with connected(settings.ray), serving.served(settings, version) as base_url:
-        report = bench.run(base_url, version.steps["etl"], version.steps["histories"], requests=requests, concurrency=concurrency, seed=seed)
+        before = serving.shown_before(settings, version)
+        etl_dir, histories_dir = version.steps["etl"], version.steps["histories"]
+        report = bench.run(base_url, etl_dir, histories_dir, requests=requests, concurrency=concurrency, seed=seed, before=before)
     console.print_json(json.dumps(report))
     write_json(json_path, report)
     if report["illegal"]:

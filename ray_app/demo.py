@@ -43,11 +43,13 @@ def run(settings: Settings, console: Console) -> dict[str, Any]:
         etl_dir, histories_dir = artifacts["etl"].path, artifacts["histories"].path
         with contextlib.ExitStack() as stack:
             with progress.running("serve", "stores and serving graph"):
-                base_url = stack.enter_context(serving.served(settings, serving.find(settings, version)))
+                found = serving.find(settings, version)
+                base_url = stack.enter_context(serving.served(settings, found))
+                before = serving.shown_before(settings, found)
             progress.done("serve", time.monotonic() - begun, False, {"url": base_url})
             begun = time.monotonic()
             with progress.running("requests", f"{REQUESTS} real requests, then feedback"):
-                answered = bench.exercise(base_url, etl_dir, histories_dir, requests=REQUESTS, seed=settings.seed)
+                answered = bench.exercise(base_url, etl_dir, histories_dir, requests=REQUESTS, seed=settings.seed, before=before)
             progress.done("requests", time.monotonic() - begun, False, {k: answered[k] for k in ("requests", "illegal_items", "p50_ms", "p99_ms")})
             examples = examples_of(base_url, artifacts, settings.seed)
     evaluation = json.loads((artifacts["evaluate"].path / "metrics.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import time
@@ -13,10 +14,12 @@ from typing import Any
 
 from data.feature_store import materialize
 from serve import app
-from ugt.artifacts import Artifact, ArtifactStore
+from ugt.artifacts import Artifact, ArtifactStore, read_table
 from ugt.registry import PRODUCTION, Registry
 from ugt.schema import UGTError
 from ugt.settings import Settings
+from ugt.stores import embedded
+from ugt.stores.features import OnlineFeatures
 
 # a vector space of /similar, by the step and the file that hold its vectors
 SPACES = {"fused": ("fusion", "fused.npy"), "word2vec": ("word2vec", "word2vec.npy")}
@@ -71,6 +74,21 @@ def load_stores(settings: Settings, version: Version) -> dict[str, Any]:
         version_dir=version.folder,
         spaces=spaces,
     )
+
+
+def shown_before(settings: Settings, version: Version) -> dict[str, set[str]]:
+    """What each user was shown within the exposure window by earlier runs: read from the store, not from the server that is judged."""
+    user_ids = read_table(version.steps["histories"] / "histories").column("user_id").to_pylist()
+
+    async def read() -> dict[str, set[str]]:
+        features = OnlineFeatures(embedded.resolve(settings.stores, settings.home).redis_url, settings.serve.exposure_hours)
+        try:
+            states = [await features.user_state(user_id, time.time(), 1) for user_id in user_ids]
+        finally:
+            await features.close()
+        return {state.user_id: state.exposed for state in states}
+
+    return asyncio.run(read())
 
 
 @contextmanager

@@ -131,7 +131,9 @@ def load_settings(path: Path | None = None, flags: dict[str, Any] | None = None,
         if not isinstance(loaded, dict):
             raise UGTError(f"{path} must hold a mapping of settings, not a {type(loaded).__name__}.")
         merged = loaded
-    merged = _deep_merge(merged, EnvSettingsSource(Settings)())
+    environment = EnvSettingsSource(Settings)()
+    environment.pop("data_dir", None)  # UGT_DATA_DIR is where the tests find real data sets; the data of a run is named by --data-dir or the file
+    merged = _deep_merge(merged, environment)
     for name, value in (flags or {}).items():
         if value is None:
             continue

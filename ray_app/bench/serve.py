@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class World:
     shown: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     @classmethod
-    def load(cls, etl_dir: Path, histories_dir: Path) -> World:
+    def load(cls, etl_dir: Path, histories_dir: Path, before: Mapping[str, set[str]] | None = None) -> World:
+        """`before`: what each user was shown or fed back before this run, within the exposure window; it may not come again, and may fill no page."""
         rows = read_table(Path(etl_dir) / "items", ITEMS).sort_by("item_index").select(["item_id", "item_type", "title", "genres"]).to_pylist()
         item_ids = [row["item_id"] for row in rows]
         h = histories_module.load(Path(histories_dir))
@@ -50,6 +51,7 @@ class World:
             titles={row["item_id"]: row["title"] or row["item_id"] for row in rows},
             users=h.user_ids,
             seen=seen,
+            shown=defaultdict(set, {user_id: set(items) for user_id, items in (before or {}).items()}),
         )
 
     def faults(self, body: dict[str, Any], answer: dict[str, Any]) -> list[str]:
@@ -123,12 +125,20 @@ class Outcome:
         return round(float(np.percentile(self.milliseconds, q)), 2) if self.milliseconds else float("nan")
 
 
-def run(base_url: str, etl_dir: Path, histories_dir: Path, requests: int = 10_000, concurrency: int = 16, seed: int = 0) -> dict[str, Any]:
+def run(
+    base_url: str,
+    etl_dir: Path,
+    histories_dir: Path,
+    requests: int = 10_000,
+    concurrency: int = 16,
+    seed: int = 0,
+    before: Mapping[str, set[str]] | None = None,
+) -> dict[str, Any]:
     """Closed loop at one client, then at `concurrency`; every answer judged. Nothing is retried.
 
     Raises UGTError if the server does not answer at all.
     """
-    world = World.load(etl_dir, histories_dir)
+    world = World.load(etl_dir, histories_dir, before)
     _check_up(base_url)
     singles = max(1, requests // 10)
     one = asyncio.run(_load(base_url, world, singles, 1, seed))
@@ -149,12 +159,14 @@ def run(base_url: str, etl_dir: Path, histories_dir: Path, requests: int = 10_00
     }
 
 
-def exercise(base_url: str, etl_dir: Path, histories_dir: Path, requests: int = 500, seed: int = 0) -> dict[str, Any]:
+def exercise(
+    base_url: str, etl_dir: Path, histories_dir: Path, requests: int = 500, seed: int = 0, before: Mapping[str, set[str]] | None = None
+) -> dict[str, Any]:
     """The demo's proof: `requests` judged requests from 4 clients, then feedback, and whether the very next answer reflects it.
 
     Returns requests, errors, illegal_items, p50_ms, p99_ms, sources, short_pages, faults, feedback_sent, feedback_visible.
     """
-    world = World.load(etl_dir, histories_dir)
+    world = World.load(etl_dir, histories_dir, before)
     _check_up(base_url)
     outcome = asyncio.run(_load(base_url, world, requests, 4, seed))
     sent, visible = asyncio.run(_feedback(base_url, world, seed))
