@@ -110,7 +110,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings, env_settings)
+        return (init_settings,)  # `load_settings` reads the environment itself, between file and flags
 
 
 def load_settings(path: Path | None = None, flags: dict[str, Any] | None = None, base: dict[str, Any] | None = None) -> Settings:
