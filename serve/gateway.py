@@ -11,6 +11,7 @@ import httpx
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +24,7 @@ from ugt.api import TRACE_HEADER, Dependency, Feedback, FeedbackAccepted, Health
 from ugt.runtime import STRATEGIES as DECODINGS
 from ugt.stores.records import Records
 
+ANSWER_SECONDS = 15.0  # far above every budget of the ladder: only a hung replica takes so long
 TRACE_ID = re.compile(r"[0-9A-Za-z_-]{8,64}")
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": title} for status, title in dict(problems.PROBLEMS.values()).items()
@@ -98,7 +100,7 @@ class Gateway:
         start = time.perf_counter()
         code = 500
         try:
-            body = await call
+            body = await within(call, ANSWER_SECONDS)
             if isinstance(body, Refusal):
                 code = problems.PROBLEMS[body.name][0]
                 raise ProblemException(body)
@@ -107,6 +109,9 @@ class Gateway:
         except BackPressureError as error:
             code = 429
             raise ProblemException(Refusal("overloaded", "Too many requests wait already.")) from error
+        except (RayActorError, TimeoutError) as error:  # a replica died or hangs under the request; another one takes the retry
+            code = 503
+            raise ProblemException(Refusal("unavailable", f"A part of the server did not answer ({type(error).__name__}). Try again.")) from error
         finally:
             self._metrics.requests.inc(tags={"route": route, "status": str(code)})
             self._metrics.latency.observe((time.perf_counter() - start) * 1000, tags={"route": route})
