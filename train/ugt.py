@@ -108,6 +108,7 @@ def train_stage(task: dict[str, Any], rank: int = 0, workers: int = 1, report: C
     validate = partial(_validation, split=split, users=users, user_UA=user_UA[users], beam_width=training.validation_beam) if len(users) else None
     progress = fit(objective, model, plan, partial(_steps, windows, rank, workers), validate, work_dir, report)
     if rank == 0:
+        model.settle_unread(windows.codes_read())
         _write(model, progress, number, split, users, user_UA[users], training, work_dir / RESULT, time.monotonic() - begun)
 
 
@@ -186,11 +187,10 @@ def _write(
         "validation_ndcg@10": max(validated, default=None),
         "validation_ndcg@10_at_start": validated[0] if validated else None,
         "fusion": fusion,
-        "seconds": round(seconds, 1),
     }
     save_checkpoint(model, folder, stage=stage, fusion=fusion, figures=figures, training=training.model_dump(mode="json"))
     write_text(folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in progress.curve))
-    write_text(folder / "figures.json", json.dumps(figures))
+    write_text(folder / "figures.json", json.dumps(figures | {"seconds": round(seconds, 1)}))  # the checkpoint says nothing of time: equal runs are equal files
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:

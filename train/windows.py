@@ -89,6 +89,20 @@ class TrainingWindows:
         inputs |= {"position_BQ": position, "target_BQ": target, "context_BQ": context}
         return Batch(inputs, users, sum(w.end - w.first for w in windows))
 
+    def codes_read(self) -> dict[str, list[NDArray[np.int64]]]:
+        """By input, the codes that one epoch reads in each of its tables: what of the model's small tables is trained at all."""
+        read: dict[str, list[set[int]]] = {name: [set()] for name in ("action", "value", "gap", "context")}
+        read["user"] = [set() for _ in range(self.user_UA.shape[1])]
+        for part in self.epoch(0):
+            inputs = self.batch(part).inputs
+            event, target = inputs["item_BL"] > 0, inputs["target_BQ"] > 0
+            for name in ("action", "value", "gap"):
+                read[name][0].update(np.unique(inputs[f"{name}_BL"][event]).tolist())
+            read["context"][0].update(np.unique(inputs["context_BQ"][target]).tolist())
+            for table, column in zip(read["user"], inputs["user_BU"].T, strict=True):
+                table.update(np.unique(column).tolist())
+        return {name: [np.array(sorted(table), np.int64) for table in tables] for name, tables in read.items()}
+
     def item_counts(self, items: int) -> NDArray[np.int64]:
         """How often each item is a target of training, [N]."""
         h = self.split.histories

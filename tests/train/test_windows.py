@@ -58,3 +58,16 @@ def test_a_batch_pairs_each_target_with_the_events_before_it_and_never_with_held
 def test_an_epoch_is_the_same_every_time_and_differs_from_the_next() -> None:
     assert windows().epoch(1) == windows().epoch(1)
     assert windows().epoch(1) != windows().epoch(2)
+
+
+def test_the_codes_an_epoch_reads_are_those_of_the_train_part() -> None:
+    made = windows()
+    read = made.codes_read()
+    # the last event of a train part is a target and never read
+    h, expected = made.split.histories, set()
+    for user, n in enumerate(made.split.train_lengths.tolist()):
+        start = int(h.offsets[user])
+        expected |= set(h.actions[start : start + max(0, n - 1)].tolist())
+    assert set(read["action"][0].tolist()) == expected
+    assert [table.tolist() for table in read["user"]] == [[0], [0], [0]]
+    assert 0 not in read["context"][0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -123,3 +125,14 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         ModelConfig(experts=2, experts_per_token=3)
     with pytest.raises(UGTError, match="item vectors: 3 rows for 60 items"):
         UGT(ModelConfig(), catalogue(), np.zeros((3, 4), np.float32), UserVocabulary([], []))
+
+
+def test_rows_that_training_never_read_get_the_mean_of_those_it_read(model: UGT) -> None:
+    changed = copy.deepcopy(model)
+    before = model.history.action.weight.detach()
+    changed.settle_unread({"action": [np.array([2, 5])], "context": [np.arange(model.context.moment.num_embeddings)], "user": [np.array([0])] * 3})
+    after = changed.history.action.weight.detach()
+    assert torch.equal(after[[2, 5]], before[[2, 5]])
+    assert torch.allclose(after[1], before[[2, 5]].mean(0))
+    assert torch.equal(changed.context.moment.weight, model.context.moment.weight)
+    assert torch.equal(changed.history.user[0].weight[1], model.history.user[0].weight[0])

@@ -11,7 +11,7 @@ Shapes: B batch, L events, T = 1 + L positions, Q paths per row, M paths that ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -49,6 +49,27 @@ class UGT(nn.Module):
 
     def tables(self) -> CatalogueTables:
         return self.items()
+
+    @torch.no_grad()
+    def settle_unread(self, read: Mapping[str, Sequence[np.ndarray]]) -> None:
+        """Give the rows of the small input tables that training never read the mean of those it read.
+
+        `read`: by input (`action`, `value`, `gap`, `context`, `user`) the codes read in each of its tables. Without this a kind of event that first occurs
+        online, a "like" after training on ratings alone, would add a random vector to the history.
+        """
+        tables: dict[str, Sequence[nn.Embedding]] = {
+            "action": [self.history.action],
+            "value": [self.history.value],
+            "gap": [self.history.gap],
+            "context": [self.context.moment],
+            "user": list(self.history.user),
+        }
+        for name, codes in read.items():
+            for table, trained in zip(tables[name], codes, strict=True):
+                unread = torch.ones(table.num_embeddings, dtype=torch.bool)
+                unread[torch.from_numpy(trained)] = False
+                if unread.any() and not unread.all():
+                    table.weight[unread] = table.weight[~unread].mean(0)
 
     def encode(self, inputs: Mapping[str, Tensor], tables: CatalogueTables) -> Tensor:
         """State of every position, [B, 1 + L, D], from the arrays of `ugt.model.inputs.build_inputs`. State t has read events 0..t-1."""
