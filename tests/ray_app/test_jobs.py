@@ -39,7 +39,9 @@ def two_nodes(foreign_python: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A head without CPUs and a second node with four: every task that needs a CPU runs on the second node."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("UGT_", "RAY_"))}
-    env |= {"PATH": f"{foreign_python.parent}:{os.environ['PATH']}", "RAY_num_workers_soft_limit": "8"}
+    # Ray's token has to be asked for by each `ray start`; without a mode the head has it on and a second node is refused
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"], capture_output=True, check=True)
+    env |= {"PATH": f"{foreign_python.parent}:{os.environ['PATH']}", "RAY_num_workers_soft_limit": "8", "RAY_AUTH_MODE": "token"}
     ray = [str(foreign_python), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", "--object-store-memory=300000000"]
     head = [*ray, "--head", "--num-cpus=0", "--node-ip-address=127.0.0.1", f"--port={GCS_PORT}", f"--dashboard-port={DASHBOARD_PORT}"]
     second = [*ray, f"--address=127.0.0.1:{GCS_PORT}", "--num-cpus=4"]
@@ -74,12 +76,13 @@ def _submit(address: str, *entrypoint: str, env: dict[str, str] | None = None) -
     runtime_env = json.dumps({"env_vars": env or {}})
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", address, "--working-dir", "."]
     command += ["--runtime-env-json", runtime_env, "--"]
-    return subprocess.run([*command, *entrypoint], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    token = os.environ | {"RAY_AUTH_MODE": "token"}
+    return subprocess.run([*command, *entrypoint], cwd=ROOT, env=token, capture_output=True, text=True, timeout=400)
 
 
 def test_the_upload_holds_the_source_and_nothing_else(two_nodes: str) -> None:
     walk = "import os; print('FILES', [(os.path.join(d, f)[2:], os.path.getsize(os.path.join(d, f))) for d, _, fs in os.walk('.') for f in fs])"
-    done = _submit(two_nodes, "python", "-c", f'"{walk}"')
+    done = _submit(two_nodes, "python", "-c", walk)
     assert done.returncode == 0, done.stdout + done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("FILES"))
     files: list[tuple[str, int]] = eval(line.removeprefix("FILES "))
