@@ -3,7 +3,7 @@
 A step's result is a folder `<home>/artifacts/<step>/<key>/`. The key is the hash of the step's version constant, its
 input keys and the settings it reads, so equal inputs find the finished folder and anything else makes a new one.
 A step writes into `<key>.partial/`; the manifest is written last and the folder renamed, so a folder without the suffix is
-whole. Long steps (training) keep their checkpoints in `<home>/work/<step>/<key>/`, which survives a kill and is removed when done.
+whole. Long steps (training) keep their checkpoints in the folder `work/<step>/<key>/` of the home, which survives a kill and is removed when done.
 """
 
 from __future__ import annotations
