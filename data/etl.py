@@ -27,8 +27,6 @@ from ugt.schema import SourceKind, UGTError
 from ugt.settings import EtlConfig
 from ugt.synthetic import SampleConfig, write_events_for
 
-VERSION = 1
-
 
 @dataclass(frozen=True)
 class Plan:

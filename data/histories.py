@@ -16,7 +16,6 @@ from ugt.histories import from_events
 from ugt.schema import UGTError
 from ugt.settings import HistoryConfig
 
-VERSION = 1
 PARTS = 4  # a history table is small; more partitions only cost start-up
 
 

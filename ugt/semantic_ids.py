@@ -34,7 +34,7 @@ FILE = "semantic_ids.parquet"
 class SemanticIdConfig(Config):
     """How item vectors are weighted, and how they become triples."""
 
-    method: Literal["residual_kmeans", "rq_vae"] = "residual_kmeans"  # rq_vae is within 4% downstream and takes longer (docs/architecture.md)
+    method: Literal["residual_kmeans", "rq_vae"] = "residual_kmeans"  # rq_vae takes longer; how it does downstream is not measured here yet
     l1: int | None = Field(default=None, ge=2)  # code sizes follow from the item count unless set (`code_sizes`)
     l2: int | None = Field(default=None, ge=2)
     l3: int | None = Field(default=None, ge=2)
