@@ -1,7 +1,7 @@
-"""The one training loop: epochs of steps, cosine schedule, clipping, validation with keep-best, and resume on the same curve after a kill.
+"""The one training loop: epochs of steps, cosine schedule, clipping, averaged weights, validation with keep-best, and resume on the same curve after a kill.
 
 Choices: an epoch is the unit of resume. All randomness of an epoch follows from (seed, epoch, rank), so a redone epoch gives the same numbers; the
-checkpoint (weights, optimizer, epoch, best so far, curve) is one file, written aside and renamed. The schedule is a function of the step,
+checkpoint (weights, optimizer, average, epoch, best so far, curve) is one file, written aside and renamed. The schedule is a function of the step,
 not a state. A loss that isn't finite stops the training and leaves the last good checkpoint.
 
 The loop knows modules and batches, not recommenders. It runs in each worker of a Ray Train group; alone, it is one worker.
@@ -13,7 +13,8 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Plan:
     gradient_clip: float
     validate_every: int
     seed: int
+    ema_decay: float = 0.0  # of the averaged weights that are validated and kept; 0: the weights themselves
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,53 @@ class Progress:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
+class Average:
+    """Exponential moving average of a model's weights. Source: Polyak and Juditsky 1992; the decay grows from 0.1 over the first steps, so that a short
+    training does not end near the random start (as TensorFlow's ExponentialMovingAverage does it)."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay, self.steps = decay, 0
+        self._weights = [p.detach() for p in model.parameters()]
+        self._averages = [p.clone() for p in self._weights] if decay else []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights after one more step into the average."""
+        if self.decay:
+            self.steps += 1
+            torch._foreach_lerp_(self._averages, self._weights, 1 - min(self.decay, self.steps / (self.steps + 9)))
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it, the model holds the average."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for weight, average in zip(self._weights if self.decay else (), self._averages, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """The model holds the average from now on."""
+        if self.decay:
+            torch._foreach_copy_(self._weights, self._averages)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "averages": self._averages}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        for average, kept in zip(self._averages, state["averages"], strict=True):
+            average.copy_(kept)
+
+
 def fit(
     objective: nn.Module,
     model: nn.Module,
@@ -70,7 +119,7 @@ def fit(
     work_dir: Path,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Progress:
-    """Train `model` inside `objective`; afterwards it holds the weights of the best validated epoch.
+    """Train `model` inside `objective`; afterwards it holds the weights of the best validated epoch, averaged if the plan has an `ema_decay`.
 
     `steps(epoch)` gives this worker's steps, the same number on every worker; `objective(batch)` a dict of summed terms with `loss`; `validate(model)` runs on
     rank 0 and returns figures of which `score` decides; without it the last epoch is kept. `report` is called with each epoch's row of the curve, on
@@ -79,25 +128,29 @@ def fit(
     """
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     optimizer = torch.optim.AdamW(_groups(model, plan.weight_decay), lr=plan.learning_rate, betas=(0.9, 0.98))
-    progress = _resume(model, optimizer, work_dir)
+    average = Average(model, plan.ema_decay)
+    progress = _resume(model, optimizer, average, work_dir)
     wrapped = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True) if workers > 1 else objective
     if not progress.curve:
         _close_epoch(progress, {"stage": plan.name, "epoch": -1}, model, validate, rank)
     for epoch in range(progress.epoch, plan.epochs):
         start = time.monotonic()
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{plan.seed} {plan.name} {epoch} {rank}".encode()).digest()[:4], "big"))
-        row = {"stage": plan.name, "epoch": epoch} | _epoch(wrapped, model, optimizer, plan, epoch, steps(epoch), workers)
+        row = {"stage": plan.name, "epoch": epoch} | _epoch(wrapped, model, optimizer, average, plan, epoch, steps(epoch), workers)
         row["seconds"] = round(time.monotonic() - start, 2)
         due = (epoch + 1) % plan.validate_every == 0 or epoch + 1 == plan.epochs
-        _close_epoch(progress, row, model, validate if due else None, rank)
+        with average.in_place():
+            _close_epoch(progress, row, model, validate if due else None, rank)
         progress.epoch = epoch + 1
         if rank == 0:
-            _save(model, optimizer, progress, work_dir)
+            _save(model, optimizer, average, progress, work_dir)
         if workers > 1:
             dist.barrier()
         report(row)
     if progress.best_weights:
         model.load_state_dict(progress.best_weights)
+    else:
+        average.keep()
     return progress
 
 
@@ -109,7 +162,14 @@ def learning_rate(plan: Plan, done: float) -> float:
 
 
 def _epoch(
-    wrapped: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, epoch: int, steps: Sequence[Callable[[], Step]], workers: int
+    wrapped: nn.Module,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+    plan: Plan,
+    epoch: int,
+    steps: Sequence[Callable[[], Step]],
+    workers: int,
 ) -> dict[str, Any]:
     """One pass; the mean of each term per target, over all workers."""
     wrapped.train()
@@ -130,6 +190,7 @@ def _epoch(
                 "and look for broken values in that batch."
             )
         optimizer.step()
+        average.update()
         targets, norms = targets + step.targets, norms + float(norm)
         for name, value in terms.items():
             sums[name] = sums.get(name, torch.zeros(())) + value.detach()
@@ -159,22 +220,23 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def _save(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, work_dir: Path) -> None:
+def _save(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average, progress: Progress, work_dir: Path) -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     aside = work_dir / f"{STATE}.tmp"
     with open(aside, "wb") as f:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}, f)
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state_dict(), "progress": vars(progress)}, f)
         f.flush()
         os.fsync(f.fileno())
     os.replace(aside, work_dir / STATE)
 
 
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work_dir: Path) -> Progress:
-    """Load the checkpoint of an interrupted training, if there is one, into model and optimizer."""
+def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average, work_dir: Path) -> Progress:
+    """Load the checkpoint of an interrupted training, if there is one, into model, optimizer and average."""
     path = work_dir / STATE
     if not path.is_file():
         return Progress()
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+    average.load_state_dict(state["average"])
     return Progress(**state["progress"])

@@ -57,6 +57,7 @@ class TrainingConfig(Config):
     seed: int = 0
     weight_decay: float = Field(0.01, ge=0)
     gradient_clip: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1)  # of the averaged weights that are validated and kept; 0: no average
     window_overlap: float = Field(0.5, ge=0, lt=1)  # of consecutive windows of a long history; each target counts once per epoch
     level_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of the three codes in the NTP loss
     dense_negatives: int = Field(512, ge=0)  # shared by the batch; 0: softmax over the whole catalogue
