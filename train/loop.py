@@ -1,8 +1,8 @@
 """The one training loop: epochs of steps, cosine schedule, clipping, averaged weights, validation with keep-best, and resume on the same curve after a kill.
 
 Choices: an epoch is the unit of resume. All randomness of an epoch follows from (seed, epoch, rank), so a redone epoch gives the same numbers; the
-checkpoint (weights, optimizer, average, epoch, best so far, curve) is one file, written aside and renamed. The schedule is a function of the step,
-not a state. A loss that isn't finite stops the training and leaves the last good checkpoint.
+checkpoint (weights, optimizer, average, epoch, best so far, curve) is one file, written aside and renamed. The schedule is a function of the step (or,
+where the plan has a budget of seconds, of the clock), not a state. A loss that isn't finite stops the training and leaves the last good checkpoint.
 
 The loop knows modules and batches, not recommenders. It runs in each worker of a Ray Train group; alone, it is one worker.
 """
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Plan:
     validate_every: int
     seed: int
     ema_decay: float = 0.0  # of the averaged weights that are validated and kept; 0: the weights themselves
+    seconds: float = 0.0  # wall time of the training, first and last validation included; it then ends by the clock and not after `epochs`
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,32 @@ class Progress:
     best_epoch: int = -1
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0  # spent so far
+
+
+class Clock:
+    """The share of the training that is done: counted in steps, or in a budget of seconds, which is then rank 0's clock for all workers.
+
+    From the first validation's duration the clock knows what the last one will take, and keeps that time back.
+    """
+
+    def __init__(self, plan: Plan, progress: Progress, workers: int):
+        self.plan, self.workers = plan, workers
+        self.started = time.monotonic() - progress.seconds
+        self.kept_back = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def share(self, by_steps: float) -> float:
+        """0 at the start, 1 or more at the end. `by_steps`: the share of the epochs' steps."""
+        if not self.plan.seconds:
+            return by_steps
+        share = torch.tensor(self.seconds / max(1e-9, self.plan.seconds - self.kept_back))
+        if self.workers > 1:
+            dist.broadcast(share, 0)
+        return float(share)
 
 
 class Average:
@@ -131,17 +159,22 @@ def fit(
     average = Average(model, plan.ema_decay)
     progress = _resume(model, optimizer, average, work_dir)
     wrapped = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True) if workers > 1 else objective
+    clock = Clock(plan, progress, workers)
     if not progress.curve:
+        before = clock.seconds
         _close_epoch(progress, {"stage": plan.name, "epoch": -1}, model, validate, rank)
-    for epoch in range(progress.epoch, plan.epochs):
+        clock.kept_back = clock.seconds - before
+    for epoch in count(progress.epoch):
+        if clock.share(epoch / plan.epochs if plan.epochs else 1.0) >= 1:
+            break
         start = time.monotonic()
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{plan.seed} {plan.name} {epoch} {rank}".encode()).digest()[:4], "big"))
-        row = {"stage": plan.name, "epoch": epoch} | _epoch(wrapped, model, optimizer, average, plan, epoch, steps(epoch), workers)
+        row = {"stage": plan.name, "epoch": epoch} | _epoch(wrapped, model, optimizer, average, plan, epoch, steps(epoch), workers, clock)
         row["seconds"] = round(time.monotonic() - start, 2)
-        due = (epoch + 1) % plan.validate_every == 0 or epoch + 1 == plan.epochs
+        due = (epoch + 1) % plan.validate_every == 0 or clock.share((epoch + 1) / max(1, plan.epochs)) >= 1
         with average.in_place():
             _close_epoch(progress, row, model, validate if due else None, rank)
-        progress.epoch = epoch + 1
+        progress.epoch, progress.seconds = epoch + 1, clock.seconds
         if rank == 0:
             _save(model, optimizer, average, progress, work_dir)
         if workers > 1:
@@ -170,15 +203,19 @@ def _epoch(
     epoch: int,
     steps: Sequence[Callable[[], Step]],
     workers: int,
+    clock: Clock,
 ) -> dict[str, Any]:
-    """One pass; the mean of each term per target, over all workers."""
+    """One pass, or what of it the clock allows; the mean of each term per target, over all workers."""
     wrapped.train()
     sums: dict[str, Tensor] = {}
     targets, norms = 0, 0.0
     for i, make in enumerate(steps):
+        done = clock.share((epoch + (i + 1) / len(steps)) / max(1, plan.epochs))
+        if done > 1:
+            break
         step = make()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(plan, (epoch + (i + 1) / len(steps)) / plan.epochs)
+            group["lr"] = learning_rate(plan, done)
         terms = wrapped(step.batch)
         optimizer.zero_grad(set_to_none=True)
         (terms["loss"] * (workers / max(1, step.targets))).backward()  # DDP averages over workers, the loss is a sum over them

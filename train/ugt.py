@@ -62,6 +62,7 @@ def run(
         "training": training.model_dump(),
         "work_dir": str(work_dir),
         "min_events": min_events,
+        "started": time.time(),  # a stage's budget counts from here: starting the workers and loading are part of it
     }
     trainer.run(worker, task, f"ugt-stage{stage}", work_dir, workers=training.workers)
     if (work_dir / FAILURE).is_file():
@@ -110,6 +111,7 @@ def train_stage(task: dict[str, Any], rank: int = 0, workers: int = 1, report: C
         validate_every=training.validate_every,
         seed=training.seed,
         ema_decay=training.ema_decay,
+        seconds=max(1.0, task["started"] + stage.seconds - time.time()) if stage.seconds else 0.0,
     )
     objective = StageObjective(model, stage, training, counts_N)
     users = _validation_users(split, training)
