@@ -9,6 +9,7 @@ The loop knows modules and batches, not recommenders. It runs in each worker of 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import math
 import os
@@ -154,8 +155,9 @@ def fit(
     every worker. Epoch -1 of the curve is the start: a stage that only makes things worse returns what it was given.
     Raises UGTError naming stage, epoch and batch if the loss is not finite.
     """
+    _reuse_memory()
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    optimizer = torch.optim.AdamW(_groups(model, plan.weight_decay), lr=plan.learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(_groups(model, plan.weight_decay), lr=plan.learning_rate, betas=(0.9, 0.98), fused=True)
     average = Average(model, plan.ema_decay)
     progress = _resume(model, optimizer, average, work_dir)
     wrapped = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True) if workers > 1 else objective
@@ -246,6 +248,16 @@ def _close_epoch(progress: Progress, row: dict[str, Any], model: nn.Module, vali
             progress.best, progress.best_epoch = row["validation"]["score"], row["epoch"]
             progress.best_weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     progress.curve.append(row)
+
+
+def _reuse_memory() -> None:
+    """Let freed memory stay with the process. Each step frees and asks for the same hundreds of MB; given back to the system in between, every page costs
+    a fault: 5% of a step. glibc only; elsewhere nothing happens."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mmap_threshold, trim_threshold = -3, -1  # malloc.h
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
