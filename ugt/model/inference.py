@@ -11,7 +11,7 @@ Shapes: B requests, W beams, M = B W tokens, T positions, D width, H heads, P co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -101,11 +101,12 @@ def _block_step(
         y_MD = _over_codes(q, own, heads, width)
     x_MD = x_MD + block.self_attention.out(y_MD)
 
+    mixture = all_experts if beams == 1 or x_MD.is_cuda else chosen_experts
     cross, scale = block.cross_attention, (width // heads) ** -0.5
     q = F.linear(block.cross_norm(x_MD), cross.query.weight * scale, cross.query.bias * scale)
     q = q.view(-1, beams, heads, width // heads).transpose(1, 2)
     x_MD = x_MD + cross.out(_attended(q, *keys_values, hidden_B11T, width))
-    return x_MD + all_experts(block.experts, block.expert_norm(x_MD)), own
+    return x_MD + mixture(block.experts, block.expert_norm(x_MD)), own
 
 
 def _query_key_value(attention: Attention, x_MD: Tensor) -> Tensor:
@@ -130,12 +131,42 @@ def _over_codes(q_MD: Tensor, written: Written, heads: int, width: int) -> Tenso
 
 
 def all_experts(experts: MixtureOfExperts, x_MD: Tensor) -> Tensor:
-    """Every expert on every token as two products, weighted by its gate (0 if unchosen): no data-dependent shape. O(M E D F)."""
+    """The mixture with every expert computed for every token, gates of the unchosen ones 0, as two products. O(M E D F): for few tokens, or where no shape
+    inside may depend on the data (a CUDA graph)."""
     logits_ME = experts.router(x_MD)
     chosen_Mk, expert_Mk = logits_ME.topk(experts.chosen, dim=-1)
     gate_ME = torch.zeros_like(logits_ME).scatter(1, expert_Mk, F.softmax(chosen_Mk, dim=-1))
     e, d, f = experts.up_EDF.shape
-    h_MH = F.gelu(F.linear(x_MD, experts.up_EDF.transpose(1, 2).reshape(e * f, d), experts.up_bias_EF.flatten()))
+    h_MH = F.gelu(F.linear(x_MD, experts.up_EDF.transpose(1, 2).reshape(e * f, d), experts.up_bias_EF.reshape(-1)))
     weighted_MH = (h_MH.view(-1, e, f) * gate_ME[..., None]).view(-1, e * f)
-    y_MD = F.linear(weighted_MH, experts.down_EFD.reshape(e * f, d).t()) + gate_ME @ experts.down_bias_ED
+    y_MD = weighted_MH @ experts.down_EFD.reshape(e * f, d) + gate_ME @ experts.down_bias_ED
     return y_MD if experts.shared is None else y_MD + experts.shared(x_MD)
+
+
+def chosen_experts(experts: MixtureOfExperts, x_MD: Tensor) -> Tensor:
+    """The mixture with each token computed by its k experts alone: tokens sorted by expert, one pair of products per expert. O(M k D F)."""
+    k, width = experts.chosen, experts.router.in_features
+    chosen_Mk, expert_Mk = experts.router(x_MD).topk(k, dim=-1)
+    expert_P = expert_Mk.reshape(-1)
+    order_P = torch.topk(expert_P, expert_P.shape[0], largest=False).indices  # the (token, choice) pairs by expert
+    place_P = torch.zeros_like(order_P).scatter(0, order_P, torch.arange(expert_P.shape[0], device=x_MD.device))
+    load_E = (expert_P[:, None] == torch.arange(experts.experts, device=x_MD.device)).long().sum(0)
+    parts = []
+    for e, mine in enumerate(_RowsOf.apply(x_MD[order_P // k], load_E, experts.experts)):
+        h = F.gelu(F.linear(mine, experts.up_EDF[e].t(), experts.up_bias_EF[e]))
+        parts.append(F.linear(h, experts.down_EFD[e].t(), experts.down_bias_ED[e]))
+    y_MkD = torch.cat(parts)[place_P].view(-1, k, width)
+    y_MD = (y_MkD * F.softmax(chosen_Mk, dim=-1)[..., None]).sum(1)
+    return y_MD if experts.shared is None else y_MD + experts.shared(x_MD)
+
+
+class _RowsOf(torch.autograd.Function):
+    """Consecutive parts of a matrix, of given sizes [E]: as one node of the graph, where torch's exporter writes a dozen. No gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x_PD: Tensor, load_E: Tensor, parts: int) -> tuple[Tensor, ...]:
+        return x_PD.split(load_E.tolist())
+
+    @staticmethod
+    def symbolic(g: Any, x_PD: Any, load_E: Any, parts: int) -> Any:
+        return g.op("Split", x_PD, load_E, axis_i=0, outputs=parts)
