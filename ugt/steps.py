@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ugt.model import inference
 from ugt.model.embeddings import CatalogueTables
+from ugt.model.heads import FEW_CODES
 from ugt.model.ugt import UGT, masked_log_softmax
 
 if TYPE_CHECKING:
@@ -49,14 +50,18 @@ class Steps:
         """log p(l1), [B, K1]."""
         live_BK = self.limits.first_live_FK[self.limits.filter_B].long().scatter_add(1, self.excluded_l1_BX, -self.counts_BX)
         x_BD = self.model.decoder.start(self.state_BD) + self.context_BD + self.model.decoder.step.weight[0]
-        h_BD, self.written = inference.decoder_step(self.model.decoder, x_BD, None, self.memory, 1)
+        h_BD, self.written = inference.decoder_step(self.model.decoder, x_BD, None, None, self.memory, 1)
         return masked_log_softmax(self.model.level_heads.first(h_BD, self.tables.first_KD) + self.limits.prior_BK, live_BK > 0)
 
     def second(self, l1_BW: Tensor) -> Tensor:
         """log p(l2 | l1) under each kept l1, [B, W, K2]."""
-        token_MD = self.model.decoder.prefix_token(1, self.tables.first_KD[l1_BW.reshape(-1)])
+        l1_M, first_KD = l1_BW.reshape(-1), self.tables.first_KD
+        if self.k1 <= FEW_CODES:  # the token of every L1, then each beam's
+            token_RD, row_M = inference.prefix_tokens(self.model.decoder, 1, first_KD), l1_M
+        else:
+            token_RD, row_M = inference.prefix_tokens(self.model.decoder, 1, first_KD[l1_M]), None
         written = inference.follow(self.written, (self.request_B1 + 0 * self.beam_BW).reshape(-1))  # the first code is the same for all beams
-        h_MD, self.written = inference.decoder_step(self.model.decoder, token_MD, written, self.memory, self.width)
+        h_MD, self.written = inference.decoder_step(self.model.decoder, token_RD, row_M, written, self.memory, self.width)
         # one of the beams that hold an L1 keeps the count of its groups for all of them
         keeper_BK = torch.full((self.batch, self.k1), -1, dtype=torch.int64, device=l1_BW.device).scatter(1, l1_BW, self.beam_BW)
         self.keeper_BW, keeper_BX = keeper_BK.gather(1, l1_BW), keeper_BK.gather(1, self.excluded_l1_BX)
@@ -69,8 +74,9 @@ class Steps:
 
     def third(self, parent_BW: Tensor, group_BW: Tensor) -> tuple[Tensor, Tensor]:
         """(log p(l3 | l1, l2), rows of the item table) for each kept group, whose l1 was beam `parent_BW` of the step before; [B, W, C] each."""
-        token_MD = self.model.decoder.prefix_token(2, self.tables.group_GD[group_BW.reshape(-1)])
-        h_MD, _ = inference.decoder_step(self.model.decoder, token_MD, inference.follow(self.written, self._row(parent_BW)), self.memory, self.width)
+        token_MD = inference.prefix_tokens(self.model.decoder, 2, self.tables.group_GD[group_BW.reshape(-1)])
+        written = inference.follow(self.written, self._row(parent_BW))
+        h_MD, _ = inference.decoder_step(self.model.decoder, token_MD, None, written, self.memory, self.width)
         item_BWC, legal_BWC = self._items(parent_BW, group_BW)
         logits_BWC = self.model.level_heads.third(h_MD.view(-1, self.width, self.model.config.width), F.embedding(item_BWC, self.tables.item_ID))
         return masked_log_softmax(logits_BWC, legal_BWC), item_BWC
