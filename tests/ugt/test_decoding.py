@@ -82,6 +82,7 @@ def test_requests_of_a_batch_may_have_different_filters(model: UGT) -> None:
         torch.cat([even.slot_allowed_FS, odd.slot_allowed_FS]),
         torch.cat([even.group_live_FG, odd.group_live_FG]),
         even.prior_BK,
+        torch.cat([even.first_live_FK, odd.first_live_FK]),
     )
     beams, _ = search(model, mixed, 30)
     for row in range(USERS):
