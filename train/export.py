@@ -76,7 +76,7 @@ class DecodeGraph(nn.Module):
         item_group_N: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         tables = CatalogueTables(item_ID, first_KD, group_GD, group_start_G, group_count_G, slot_item_S, item_slot_N, item_group_N)
-        limits = Constraints(exclude_BX, filter_B, slot_allowed_FS, group_live_FG, prior_BK, first_live_FK)
+        limits = Constraints(exclude_BX, filter_B, slot_allowed_FS, group_live_FG, prior_BK, first_live_FK, item_BL)
         inputs = {"item_BL": item_BL, "action_BL": action_BL, "value_BL": value_BL, "gap_BL": gap_BL, "user_BU": user_BU}
         beams = beam_search(self.model, encode(self.model, inputs, tables), length_B, context_B, tables, limits, beam_W, third_C)
         return beams.item_BW, beams.log_prob_BW, beams.user_BD
