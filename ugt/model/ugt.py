@@ -94,17 +94,17 @@ class UGT(nn.Module):
         valid_BQ = item_BQ > 0
         item_M = item_BQ[valid_BQ] - 1
         group_BQ = self.items.group_N[(item_BQ - 1).clamp(min=0)]
-        l1_BQ = group_BQ // self.items.k2
-        start = self.decoder.start_token(take(state_BTD, position_BQ), self.context(context_BQ))
-        steps = [start, self.decoder.prefix_token(1, rows(tables.first_KD, l1_BQ)), self.decoder.prefix_token(2, rows(tables.group_GD, group_BQ))]
+        group_M = group_BQ[valid_BQ]
+        l1_M = group_M // self.items.k2
+        start_MD = self.decoder.start_token(take(state_BTD, position_BQ)[valid_BQ], self.context(context_BQ[valid_BQ]))
+        prefix_MD = (self.decoder.prefix_token(1, rows(tables.first_KD, l1_M)), self.decoder.prefix_token(2, rows(tables.group_GD, group_M)))
         mask_BQT = torch.arange(state_BTD.shape[1], device=state_BTD.device) <= position_BQ[..., None]
-        h_BQSD, _, balance = self.decoder(torch.stack(steps, dim=2), None, self.decoder.memory(state_BTD), mask_BQT)
+        h_MSD, balance = self.decoder.paths(torch.stack([start_MD, *prefix_MD], dim=1), valid_BQ, self.decoder.memory(state_BTD), mask_BQT)
 
-        h_MSD, l1_M, group_M = h_BQSD[valid_BQ], l1_BQ[valid_BQ], group_BQ[valid_BQ]
         codes_M3 = self.items.codes_N3[item_M]
         read, before_BQL = read_items(item_BL, tables), read_before(position_BQ, item_BL.shape[1])
         place_C = torch.arange(self.items.largest_group, device=item_BL.device)
-        repeated_MK = self.repeats.second(read, before_BQL, l1_BQ, self.items.k2)[valid_BQ]
+        repeated_MK = self.repeats.second(read, before_BQL, group_BQ // self.items.k2, self.items.k2)[valid_BQ]
         repeated_MC = self.repeats.third(read, before_BQL, group_BQ, place_C)[valid_BQ]
         live_KK = tables.group_count_G.view(self.items.k1, self.items.k2) > 0
         logits = (
@@ -121,7 +121,7 @@ class UGT(nn.Module):
         legal_MC = place_C < tables.group_count_G[group_M][:, None]
         slot_MC = (tables.group_start_G[group_M][:, None] + place_C).clamp(max=len(tables.slot_item_S) - 1)
         item_MC = torch.where(legal_MC, tables.slot_item_S[slot_MC] + 1, 0)
-        return self.level_heads.third(h_MD, F.embedding(item_MC, tables.item_ID)) + repeated_MC, legal_MC
+        return self.level_heads.third_of_legal(h_MD, item_MC, legal_MC, tables.item_ID) + repeated_MC, legal_MC
 
 
 def take(state_BTD: Tensor, position_BQ: Tensor) -> Tensor:
