@@ -7,21 +7,24 @@ a prefix that is the r-th best of its L1 pays r penalties, whatever the other L1
 replacement, over probabilities that are cut per level; what lies outside the nucleus fills up behind it, the most probable first.
 
 Shapes: as in `ugt/decoding.py`; P = W C candidates of the last step.
-Sources: Vijayakumar et al. 2018, Diverse Beam Search, section 4; Kool et al. 2019, Stochastic Beams, section 4; Holtzman et al. 2020, nucleus sampling.
+Sources: Vijayakumar et al. 2018, Diverse Beam Search, algorithm 1; Kool et al. 2019, Stochastic Beams, algorithm 1; Holtzman et al. 2020, nucleus sampling.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ugt.decoding import Beams, Constraints, _follow, _group_items, _prefix_mask, best, blocked_slots
-from ugt.model.decoder import KeysValues
+from ugt.decoding import Beams, Constraints, beam_search, best
+from ugt.gumbel import gumbel_noise
+from ugt.model.config import DecodingConfig
 from ugt.model.embeddings import CatalogueTables
-from ugt.model.ugt import IMPOSSIBLE, UGT, masked_log_softmax, take
+from ugt.model.ugt import IMPOSSIBLE, UGT, masked_log_softmax
+from ugt.steps import Steps
 
 
 class Sampling(NamedTuple):
@@ -34,47 +37,27 @@ class Sampling(NamedTuple):
     noise_BWC: Tensor
 
 
-class Steps:
-    """The three steps of one decode: log-probabilities of the children of the prefixes that were kept, normalised over the legal ones."""
-
-    def __init__(
-        self, model: UGT, state_BTD: Tensor, length_B: Tensor, context_B: Tensor, tables: CatalogueTables, limits: Constraints, beam_W: Tensor, third_C: Tensor
-    ):
-        self.model, self.tables, self.limits, self.third_C = model, tables, limits, third_C
-        self.width, self.k2 = beam_W.shape[0], model.items.k2
-        live_BG, self.excluded_BS = blocked_slots(tables, limits)
-        self.live_BKK = live_BG.unflatten(1, (model.items.k1, self.k2)) > 0
-        self.memory, self.mask_BQT = model.decoder.memory(state_BTD), _prefix_mask(state_BTD, length_B)
-        self.state_BD, self.context_B = take(state_BTD, length_B[:, None])[:, 0], context_B
-
-    def first(self) -> Tensor:
-        """log p(l1), [B, K1]."""
-        x_BD = self.model.decoder.start_token(self.state_BD, self.model.context(self.context_B))
-        h, self.cache, _ = self.model.decoder(x_BD[:, None, None], None, self.memory, self.mask_BQT)
-        return masked_log_softmax(self.model.level_heads.first(h[:, 0, 0], self.tables.first_KD) + self.limits.prior_BK, self.live_BKK.any(-1))
-
-    def second(self, l1_BW: Tensor) -> Tensor:
-        """log p(l2 | l1) under each kept l1, [B, W, K2]."""
-        cache = [KeysValues(kv.k.expand(-1, self.width, -1, -1), kv.v.expand(-1, self.width, -1, -1)) for kv in self.cache]
-        token_BWD = self.model.decoder.prefix_token(1, self.tables.first_KD[l1_BW])
-        h, self.cache, _ = self.model.decoder(token_BWD[:, :, None], cache, self.memory, self.mask_BQT)
-        legal_BWK = self.live_BKK.gather(1, l1_BW[..., None].expand(-1, -1, self.k2))
-        return masked_log_softmax(self.model.level_heads.second(h[:, :, 0], l1_BW, self.tables.group_GD), legal_BWK)
-
-    def third(self, parent_BW: Tensor, group_BW: Tensor) -> tuple[Tensor, Tensor]:
-        """(log p(l3 | l1, l2), rows of the item table) for each kept group, whose l1 was beam `parent_BW` of the step before; [B, W, C] each."""
-        cache = [KeysValues(_follow(kv.k, parent_BW), _follow(kv.v, parent_BW)) for kv in self.cache]
-        token_BWD = self.model.decoder.prefix_token(2, self.tables.group_GD[group_BW])
-        h, _, _ = self.model.decoder(token_BWD[:, :, None], cache, self.memory, self.mask_BQT)
-        item_BWC, legal_BWC = _group_items(self.tables, group_BW, self.third_C, self.limits, self.excluded_BS)
-        logits_BWC = self.model.level_heads.third(h[:, :, 0], F.embedding(item_BWC, self.tables.item_ID))
-        return masked_log_softmax(logits_BWC, legal_BWC), item_BWC
-
-    def beams(self, item_BP: Tensor, score_BP: Tensor, place_BW: Tensor) -> Beams:
-        """The items at the places chosen last, in that order."""
-        score_BW = score_BP.gather(1, place_BW)
-        item_BW = torch.where(score_BW > IMPOSSIBLE / 2, item_BP.gather(1, place_BW) - 1, -1)
-        return Beams(item_BW, score_BW, self.model.user_vectors(self.state_BD, self.context_B))
+def search(
+    model: UGT,
+    state_BTD: Tensor,
+    length_B: Tensor,
+    context_B: Tensor,
+    tables: CatalogueTables,
+    limits: Constraints,
+    decoding: DecodingConfig,
+    seeds: Sequence[int],
+) -> Beams:
+    """The items of B requests by the strategy of a config. `seeds`, one per request, are read by nucleus alone."""
+    batch, items, device = len(length_B), model.items, state_BTD.device
+    beam_W, third_C = torch.arange(decoding.beam_width, device=device), torch.arange(items.largest_group, device=device)
+    given = (model, state_BTD, length_B, context_B, tables, limits, beam_W, third_C)
+    if decoding.strategy == "beam":
+        return beam_search(*given)
+    if decoding.strategy == "diverse_beam":
+        return diverse_beam(*given, torch.full((batch,), decoding.diversity_penalty, device=device))
+    noise = (torch.from_numpy(x).to(device) for x in gumbel_noise(seeds, items.k1, items.k2, items.largest_group, decoding.beam_width))
+    sampling = Sampling(torch.full((batch,), decoding.temperature, device=device), torch.full((batch,), decoding.top_p, device=device), *noise)
+    return nucleus(*given, sampling)
 
 
 def diverse_beam(
@@ -95,7 +78,7 @@ def diverse_beam(
     """
     steps = Steps(model, state_BTD, length_B, context_B, tables, limits, beam_W, third_C)
     score_BW, l1_BW = best(_padded(steps.first(), steps.width), steps.width)  # no l1 can be chosen twice: nothing to pay
-    l1_BW = l1_BW.clamp(max=model.items.k1 - 1)
+    l1_BW = l1_BW.clamp(max=steps.k1 - 1)
 
     ordered_BWK, code_BWK = _by_rank(score_BW[..., None] + steps.second(l1_BW))
     score_BP = ordered_BWK.flatten(1)
@@ -116,7 +99,7 @@ def diverse_beam(
     rank_BP = member_BPW.cumsum(1).gather(2, column_BP[..., None])[..., 0] - 1
     _, chosen_BW = best(key_BP - penalty_B[:, None] * rank_BP, steps.width)
     place_BW = order_BP.gather(1, chosen_BW)
-    return steps.beams(item_BWC.gather(2, third_BWC).flatten(1), ordered_BWC.flatten(1), place_BW)
+    return _beams(steps, item_BWC.gather(2, third_BWC).flatten(1), ordered_BWC.flatten(1), place_BW)
 
 
 def nucleus(
@@ -140,7 +123,7 @@ def nucleus(
     root_B1 = torch.zeros_like(log_prob_BK[:, :1])
     drawn = _Drawn(root_B1, root_B1, root_B1, root_B1 == 0)
     drawn, l1_BW = drawn.next(log_prob_BK[:, None], F.pad(sampling.noise_BK, (0, steps.width))[:, None], sampling, steps.width)
-    l1_BW = l1_BW.clamp(max=model.items.k1 - 1)
+    l1_BW = l1_BW.clamp(max=steps.k1 - 1)
 
     drawn, place_BW = drawn.next(steps.second(l1_BW), sampling.noise_BWK, sampling, steps.width)
     parent_BW = place_BW // steps.k2
@@ -149,7 +132,14 @@ def nucleus(
     log_prob_BWC, item_BWC = steps.third(parent_BW, group_BW)
     score_BP = (drawn.score_BW[..., None] + log_prob_BWC).flatten(1)
     _, place_BW = drawn.next(log_prob_BWC, sampling.noise_BWC, sampling, steps.width)
-    return steps.beams(item_BWC.flatten(1), score_BP, place_BW)
+    return _beams(steps, item_BWC.flatten(1), score_BP, place_BW)
+
+
+def _beams(steps: Steps, item_BP: Tensor, score_BP: Tensor, place_BW: Tensor) -> Beams:
+    """The items at the places chosen last, in that order."""
+    score_BW = score_BP.gather(1, place_BW)
+    item_BW = torch.where(score_BW > IMPOSSIBLE / 2, item_BP.gather(1, place_BW) - 1, -1)
+    return Beams(item_BW, score_BW, steps.user_vectors())
 
 
 class _Drawn(NamedTuple):
