@@ -95,8 +95,7 @@ class Scorer:
         work = self.workloads[workload]
         rows_U, codes_UA = work.rows_U[block_U], work.codes_UA[block_U]
         fusion = load_fusion(self.checkpoint_dir)
-        asked = {"top_k": self.top_k, "decoding": self.decoding, "fusion": fusion, "seed": self.seed}
-        heads = rank_users(self.model, work.split, rows_U, "test", filtered, codes_UA, **asked)
+        heads = rank_users(self.model, work.split, rows_U, "test", filtered, codes_UA, top_k=self.top_k, decoding=self.decoding, fusion=fusion, seed=self.seed)
         ranked: Rankings = {(head, filtered): items_UK for head, items_UK in heads.items()}
 
         n_items = len(self.baselines.popularity_N)

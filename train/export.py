@@ -147,6 +147,12 @@ def write_graph(model: UGT, path: Path, strategy: DecodingStrategy = "beam") -> 
         )
 
 
+def write_graphs(model: UGT, folder: Path) -> None:
+    """The graphs of all strategies, under the names in `ugt.runtime.GRAPHS`."""
+    for strategy, name in runtime.GRAPHS.items():
+        write_graph(model, folder / name, strategy)
+
+
 def run(
     checkpoint_dir: Path,
     semantic_ids_dir: Path,
@@ -168,8 +174,7 @@ def run(
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     model, about = load_checkpoint(checkpoint_dir, semantic_ids_dir), read_card(checkpoint_dir)
-    for strategy, name in runtime.GRAPHS.items():
-        write_graph(model, out_dir / name, strategy)
+    write_graphs(model, out_dir)
     with torch.no_grad():
         tables = {name: value.numpy() for name, value in model.tables()._asdict().items()}
     np.savez(out_dir / runtime.TABLES, **tables)
