@@ -65,12 +65,21 @@ class Workload:
 class Scorer:
     """An actor: holds the model once and ranks blocks of users."""
 
-    def __init__(self, checkpoint_dir: Path, semantic_ids_dir: Path, baselines: Baselines, workloads: Mapping[str, Workload], top_k: int, beam_width: int):
+    def __init__(
+        self,
+        checkpoint_dir: Path,
+        semantic_ids_dir: Path,
+        baselines: Baselines,
+        workloads: Mapping[str, Workload],
+        top_k: int,
+        decoding: DecodingConfig,
+        seed: int,
+    ):
         import torch
 
         torch.set_num_threads(1)  # the actors are the parallelism
         self.checkpoint_dir, self.semantic_ids_dir = checkpoint_dir, semantic_ids_dir
-        self.baselines, self.workloads, self.top_k, self.beam_width = baselines, workloads, top_k, beam_width
+        self.baselines, self.workloads, self.top_k, self.decoding, self.seed = baselines, workloads, top_k, decoding, seed
 
     @cached_property
     def model(self) -> Any:
@@ -86,7 +95,7 @@ class Scorer:
         work = self.workloads[workload]
         rows_U, codes_UA = work.rows_U[block_U], work.codes_UA[block_U]
         fusion = load_fusion(self.checkpoint_dir)
-        heads = rank_users(self.model, work.split, rows_U, "test", filtered, codes_UA, top_k=self.top_k, beam_width=self.beam_width, fusion=fusion)
+        heads = rank_users(self.model, work.split, rows_U, "test", filtered, codes_UA, top_k=self.top_k, decoding=self.decoding, fusion=fusion, seed=self.seed)
         ranked: Rankings = {(head, filtered): items_UK for head, items_UK in heads.items()}
 
         n_items = len(self.baselines.popularity_N)
@@ -119,8 +128,6 @@ def run(
     """
     from ugt.scoring import load_fusion, read_card, user_codes
 
-    if decoding.strategy != "beam":
-        raise UGTError(f"decoding.strategy is '{decoding.strategy}': evaluation ranks by beam search. Set decoding.strategy to beam.")
     split = history_files.load(histories_dir).split(min_events)
     rows_U = np.flatnonzero(split.evaluated)
     if len(rows_U) == 0:
@@ -137,7 +144,7 @@ def run(
     if len(rows_U) > 1:
         workloads["permuted"] = _permuted(work, config.seed)
         tasks.append(("permuted", True))
-    ranked = _rank_all(checkpoint_dir, semantic_ids_dir, baselines, workloads, tasks, config.top_k, decoding.beam_width)
+    ranked = _rank_all(checkpoint_dir, semantic_ids_dir, baselines, workloads, tasks, config.top_k, decoding, config.seed)
 
     target_U = _targets(work)
     rankings = ranked["test"]
@@ -195,7 +202,8 @@ def _rank_all(
     workloads: Mapping[str, Workload],
     tasks: Sequence[tuple[str, bool]],
     top_k: int,
-    beam_width: int,
+    decoding: DecodingConfig,
+    seed: int,
 ) -> dict[str, Rankings]:
     """Rankings of every workload, in the order of its rows."""
     # long histories share a block, so little is padded, and go first, so that no actor is left with the longest alone
@@ -207,7 +215,7 @@ def _rank_all(
     # half of the CPUs: each actor computes with one thread, and the driver, the store and the other steps' actors need room
     count = max(1, min(len(calls), int(ray.cluster_resources().get("CPU", 1)) // 2))
     scorer = ray.remote(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(Scorer)
-    actors = [scorer.remote(Path(checkpoint_dir), Path(semantic_ids_dir), *shared, top_k, beam_width) for _ in range(count)]
+    actors = [scorer.remote(Path(checkpoint_dir), Path(semantic_ids_dir), *shared, top_k, decoding, seed) for _ in range(count)]
     try:
         answers = list(ActorPool(actors).map(lambda actor, call: actor.rank.remote(call[0], call[2], call[1]), calls))
     finally:
@@ -360,6 +368,7 @@ def _protocol(
         "targets_seen_before": repeats,
         "top_k": config.top_k,
         "beam_width": decoding.beam_width,
+        "decoding": decoding.model_dump(mode="json"),
         "fusion": {"method": fusion.method, "weight": fusion.weight, "chosen_on": "validation"},
         "knn_neighbours": config.knn_neighbours,
         "intervals": f"95%, percentile bootstrap over users, {config.bootstrap_samples} resamples, paired",

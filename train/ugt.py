@@ -22,7 +22,7 @@ from train.stages import StageObjective
 from train.windows import TrainingWindows, Window
 from ugt import histories as history_files
 from ugt.artifacts import USERS, read_table, write_text
-from ugt.model.config import ModelConfig, StageConfig, TrainingConfig
+from ugt.model.config import DecodingConfig, ModelConfig, StageConfig, TrainingConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.model.ugt import UGT
 from ugt.schema import UGTError
@@ -156,7 +156,7 @@ def _validation_users(split: history_files.Split, training: TrainingConfig) -> n
 
 def _validation(model: torch.nn.Module, split: history_files.Split, users: np.ndarray, user_UA: np.ndarray, beam_width: int) -> dict[str, float]:
     """Filtered NDCG@10 on validation targets by head; `score`, the fused one with the best weight, decides which epoch is kept."""
-    found = candidates(model, split, users, "validation", True, user_UA, 50, beam_width)
+    found = candidates(model, split, users, "validation", True, user_UA, 50, DecodingConfig(beam_width=beam_width))
     targets = np.array([split.example(int(u), "validation").target for u in users])
     fusion, fused = choose_fusion(found, targets)
     generative = np.mean([ndcg(c.items[:10], t) for c, t in zip(found, targets, strict=True)])
@@ -184,7 +184,7 @@ def _write(
     fusion = {"method": "log_probability", "weight": 0.5}
     if len(users):
         targets = np.array([split.example(int(u), "validation").target for u in users])
-        fusion = vars(choose_fusion(candidates(model, split, users, "validation", True, user_UA, 50, 50), targets)[0])
+        fusion = vars(choose_fusion(candidates(model, split, users, "validation", True, user_UA, 50, DecodingConfig()), targets)[0])
     validated = [row["validation"]["score"] for row in progress.curve if "validation" in row]
     figures = {
         "stage": stage,

@@ -104,6 +104,6 @@ def test_fault_4_the_server_mixes_the_heads_as_evaluation_does(method: str, size
         of_beam = dense_N[beam] @ user_D
         wanted = fuse(beam, log_probs, of_beam, *dense_candidates(user_D, dense_N, 50), 0.4, size, method)  # type: ignore[arg-type]
         found = Candidates(*dense_candidates(user_D, dense_N, 500), of_beam)
-        items, scores = fused(Generated(beam, log_probs, user_D, 0.0), found, Fusion(method, 0.4), size)  # type: ignore[arg-type]
+        items, scores = fused(Generated(beam, log_probs, user_D, 0.0, "beam"), found, Fusion(method, 0.4), size)  # type: ignore[arg-type]
         assert items.tolist() == wanted[0].tolist()
         assert scores.tolist() == wanted[1].tolist()

@@ -208,7 +208,7 @@ def test_similar_items_by_space(client, served):
         ("recommend", {"user_id": "u", "sizes": 1}, 422, "invalid-request", "sizes"),
         ("recommend", {}, 422, "invalid-request", "user_id"),
         ("recommend", {"user_id": "u", "item_types": ["game"]}, 422, "invalid-request", "item_types"),
-        ("recommend", {"user_id": "u", "decoding": "nucleus"}, 422, "unsupported-decoding", "beam"),
+        ("recommend", {"user_id": "u", "decoding": "sampling"}, 422, "invalid-request", "decoding"),
         ("recommend", [1], 422, "invalid-request", "body"),
         ("recommend", "{not json", 400, "malformed-json", ""),
         ("recommend", b"\xff\xfe", 400, "malformed-json", ""),
