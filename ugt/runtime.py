@@ -1,6 +1,7 @@
 """One exported model version in ONNX Runtime: histories and constraints in, items that exist out. No torch, so a replica starts fast.
 
-Choices: model inputs are made by `ugt.model.inputs.build_inputs`, as in training; tables of the catalogue are bound to the session once per version;
+Choices: model inputs are made by `ugt.model.inputs.build_inputs`, as in training; tables of the catalogue are bound once per version and thread, in the
+number formats of the graph;
 requests of a batch may differ in beam width, filter and strategy: each strategy is a graph of its own and runs once per batch (one graph that did all three
 would make the beam a third dearer), the widest beam is decoded, a filter is computed once per batch and distinct mask.
 
@@ -13,16 +14,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from ugt.filters import Filters
 from ugt.gumbel import gumbel_noise
 from ugt.model.config import DecodingConfig
 from ugt.model.inputs import History, UserVocabulary, build_inputs
+from ugt.providers import ExecutionProvider, session
 from ugt.schema import DecodingStrategy, UGTError
 
 GRAPH, TABLES, VECTORS, ITEM_TABLE, CARD = "decode.onnx", "tables.npz", "item_vectors.npy", "items.parquet", "card.json"
@@ -68,10 +71,8 @@ class GenerationResult:
 class Generator:
     """Not thread-safe for loading; `recommend` may be called from several threads."""
 
-    def __init__(self, version_dir: Path, threads: int = 1):
+    def __init__(self, version_dir: Path, threads: int = 1, provider: ExecutionProvider = "cpu"):
         """Raises UGTError if the folder is not a whole version."""
-        from onnxruntime import OrtValue
-
         version_dir = Path(version_dir)
         missing = [name for name in (*GRAPHS.values(), TABLES, VECTORS, CARD) if not (version_dir / name).is_file()]
         if missing:
@@ -82,14 +83,11 @@ class Generator:
         self.vocabulary = UserVocabulary.from_json(self.card["vocabulary"])
         with np.load(version_dir / TABLES) as tables:
             self.tables = {name: np.ascontiguousarray(tables[name]) for name in tables.files}
-        self._folder, self._threads, self._loading = version_dir, threads, Lock()
+        self._folder, self._threads, self._provider, self._loading = version_dir, threads, provider, Lock()
         self._sessions: dict[DecodingStrategy, Any] = {}
-        self._ort_value = OrtValue.ortvalue_from_numpy
-        self._bound = {name: self._ort_value(value) for name, value in self.tables.items()}
-        self._third_C = self._ort_value(np.arange(max(1, int(self.tables["group_count_G"].max())), dtype=np.int64))
-        slot_item_S = self.tables["slot_item_S"]
-        self._slot_live_S = slot_item_S >= 0
-        self._slot_group_S = np.where(self._slot_live_S, self.tables["item_group_N"][np.maximum(slot_item_S, 0)], 0)
+        self._bindings = local()
+        self._filters = Filters(self.tables, self.k1)
+        self._group_size = max(1, int(self.tables["group_count_G"].max()))
 
     @property
     def k1(self) -> int:
@@ -111,24 +109,34 @@ class Generator:
         return [results[row] for row in range(len(requests))]
 
     def _decode(self, strategy: DecodingStrategy, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        session = self._session(strategy)
-        arrays = self.inputs(requests)
-        feed = {name: self._ort_value(value) for name, value in arrays.items()} | self._bound | {"third_C": self._third_C}
-        outputs = session.run_with_ort_values(OUTPUTS, {i.name: feed[i.name] for i in session.get_inputs()})
-        item_BW, log_prob_BW, user_BD = (o.numpy() for o in outputs)
-        return [self._result(request, *row) for request, *row in zip(requests, item_BW, log_prob_BW, user_BD, strict=True)]
+        binding, graph = self._binding(strategy)
+        arrays = self.inputs(requests)  # alive until the run is over: what is bound is not copied
+        for name in graph.inputs:
+            binding.bind_cpu_input(name, arrays[name])
+        binding.clear_binding_outputs()  # the last batch may have had another size
+        for name in OUTPUTS:
+            binding.bind_output(name, "cpu")
+        graph.session.run_with_iobinding(binding)
+        return self._results(requests, *(value.numpy() for value in binding.get_outputs()))
 
-    def _session(self, strategy: DecodingStrategy) -> Any:
+    def _binding(self, strategy: DecodingStrategy) -> tuple[Any, _Graph]:
+        """This thread's binding of a strategy's graph, the tables in it."""
+        graph = self._graph(strategy)
+        bindings = self._bindings.__dict__
+        if strategy not in bindings:
+            binding = graph.session.io_binding()
+            for name, value in graph.bound.items():
+                binding.bind_ortvalue_input(name, value)
+            bindings[strategy] = binding
+        return bindings[strategy], graph
+
+    def _graph(self, strategy: DecodingStrategy) -> _Graph:
         """The graph of a strategy, loaded with the first request that asks for it."""
-        import onnxruntime
-
         with self._loading:
             if strategy not in self._sessions:
-                options = onnxruntime.SessionOptions()
-                options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
-                options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # replicas share cores; a spinning pool would take them
-                path = str(self._folder / GRAPHS[strategy])
-                self._sessions[strategy] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                made = session(self._folder / GRAPHS[strategy], self._threads, self._provider)
+                third_C = {"third_C": np.arange(self._group_size)}
+                self._sessions[strategy] = _Graph(made, self.tables | third_C, "cpu" if self._provider == "cpu" else "cuda")
             return self._sessions[strategy]
 
     def inputs(self, requests: Sequence[GenerationRequest]) -> dict[str, NDArray]:
@@ -140,15 +148,11 @@ class Generator:
         exclude_BX = np.full((len(requests), max(1, max(len(x) for x in exclude))), NO_ITEM, np.int64)
         for row, items in zip(exclude_BX, exclude, strict=True):
             row[: len(items)] = items
-        filter_B, slot_allowed_FS, group_live_FG = self._filters([r.allowed for r in requests])
         no_prior = np.zeros(self.k1, np.float32)
         width = max(r.beam_width for r in requests)
         return arrays | {
             "exclude_BX": exclude_BX,
-            "filter_B": filter_B,
-            "slot_allowed_FS": slot_allowed_FS,
-            "group_live_FG": group_live_FG,
-            "first_live_FK": group_live_FG.reshape(-1, self.k1, self.k2).sum(2),
+            **self._filters.arrays([r.allowed for r in requests]),
             "prior_BK": np.stack([no_prior if r.prior is None else np.asarray(r.prior, np.float32) for r in requests]),
             "beam_W": np.arange(width, dtype=np.int64),
             **self._strategy_inputs(requests, width),
@@ -158,24 +162,10 @@ class Generator:
         if requests[0].strategy == "diverse_beam":
             return {"penalty_B": np.array([r.diversity_penalty for r in requests], np.float32)}
         if requests[0].strategy == "nucleus":
-            noise = gumbel_noise([r.seed for r in requests], self.k1, self.k2, max(1, int(self.tables["group_count_G"].max())), width)
+            noise = gumbel_noise([r.seed for r in requests], self.k1, self.k2, self._group_size, width)
             knobs = {f"{name}_B": np.array([getattr(r, name) for r in requests], np.float32) for name in ("temperature", "top_p")}
             return knobs | noise._asdict()
         return {}
-
-    def _filters(self, allowed: Sequence[NDArray[np.bool_] | None]) -> tuple[NDArray, NDArray, NDArray]:
-        """(row of each request int64 [B], slots bool [F, S], allowed items per group int64 [F, G]); equal masks share a row."""
-        rows: dict[bytes | None, int] = {}
-        masks, filter_B = [], np.zeros(len(allowed), np.int64)
-        for b, mask_N in enumerate(allowed):
-            key = None if mask_N is None else np.packbits(mask_N).tobytes()
-            if key not in rows:
-                rows[key] = len(rows)
-                masks.append(self._slot_live_S if mask_N is None else self._slot_live_S & mask_N[np.maximum(self.tables["slot_item_S"], 0)])
-            filter_B[b] = rows[key]
-        count_G = self.tables["group_count_G"]
-        live = [count_G if mask is self._slot_live_S else np.bincount(self._slot_group_S[mask], minlength=len(count_G)) for mask in masks]
-        return filter_B, np.stack(masks), np.stack(live).astype(np.int64)
 
     def _check(self, request: GenerationRequest) -> None:
         items = len(self.item_vectors)
@@ -199,18 +189,36 @@ class Generator:
         if request.allowed is not None and len(request.allowed) != items:
             raise UGTError(f"the filter has {len(request.allowed):,} entries for {items:,} items. Make it for this model version's catalogue.")
 
-    def _result(self, request: GenerationRequest, item_W: NDArray, log_prob_W: NDArray, user_D: NDArray) -> GenerationResult:
-        keep_W = np.flatnonzero(item_W != NO_ITEM)
-        if request.strategy == "beam":
-            keep_W = keep_W[np.lexsort((item_W[keep_W], -log_prob_W[keep_W]))]  # ties: lower item index first
-        keep_W = keep_W[: request.beam_width]
-        items = item_W[keep_W]
-        group = self.tables["item_group_N"][items]
-        third = self.tables["item_slot_N"][items] - self.tables["group_start_G"][group]
-        reason = self._shortage(request, len(items)) if len(items) < request.beam_width else None
-        return GenerationResult(items, log_prob_W[keep_W], np.stack([group // self.k2, group % self.k2, third], axis=1), user_D, reason)
+    def _results(self, requests: Sequence[GenerationRequest], item_BW: NDArray, log_prob_BW: NDArray, user_BD: NDArray) -> list[GenerationResult]:
+        if requests[0].strategy == "beam":  # ties: lower item index first; what is no item has the lowest score of all
+            order_BW = np.lexsort((item_BW, -log_prob_BW))
+            item_BW, log_prob_BW = np.take_along_axis(item_BW, order_BW, 1), np.take_along_axis(log_prob_BW, order_BW, 1)
+        group_BW = self.tables["item_group_N"][item_BW]  # of item -1 too: cut off below
+        third_BW = self.tables["item_slot_N"][item_BW] - self.tables["group_start_G"][group_BW]
+        codes_BW3 = np.stack([group_BW // self.k2, group_BW % self.k2, third_BW], axis=2)
+        results = []
+        for b, (request, found) in enumerate(zip(requests, (item_BW != NO_ITEM).sum(1).tolist(), strict=True)):
+            n = min(found, request.beam_width)
+            reason = self._shortage(request, n) if n < request.beam_width else None
+            results.append(GenerationResult(item_BW[b, :n], log_prob_BW[b, :n], codes_BW3[b, :n], user_BD[b], reason))
+        return results
 
     def _shortage(self, request: GenerationRequest, found: int) -> str:
         catalogue, exclude = len(self.item_vectors), np.unique(np.asarray(request.exclude, dtype=np.int64))
         passing, excluded = (catalogue, len(exclude)) if request.allowed is None else (int(request.allowed.sum()), int(request.allowed[exclude].sum()))
         return f"{found} of {request.beam_width} items: {passing:,} of {catalogue:,} items pass the filter, {excluded:,} of them are excluded"
+
+
+class _Graph:
+    """A session and what is bound to it once: each table it reads, in the number format it reads it in."""
+
+    def __init__(self, session: Any, tables: Mapping[str, NDArray], device: str):
+        from onnxruntime import OrtValue
+
+        self.session = session
+        types = {i.name: _TYPES[i.type] for i in session.get_inputs()}
+        self.bound = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value, types[name]), device) for name, value in tables.items() if name in types}
+        self.inputs = [name for name in types if name not in self.bound]  # those that come with each batch
+
+
+_TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bool)": np.bool_}

@@ -19,6 +19,7 @@ from ugt.api import RecommendRequest, RequestContext
 from ugt.histories import Histories
 from ugt.model.inputs import History, UserVocabulary, build_inputs
 from ugt.ranking import dense_candidates, fuse
+from ugt.filters import Filters
 from ugt.runtime import CARD, GenerationRequest, Generator
 from ugt.schema import ACTION_IDS, User
 from ugt.settings import StoresConfig
@@ -53,8 +54,9 @@ def served(histories: Histories, user: int, now: int) -> dict[str, np.ndarray]:
     g = Recommender.func_or_class._generation(SimpleNamespace(_catalogue=catalogue), request)
     runtime = object.__new__(Generator)  # its inputs need sizes and a vocabulary, no graph
     runtime.vocabulary, runtime.max_length = VOCABULARY, MAX_LENGTH
-    runtime.tables = {"slot_item_S": np.arange(ITEMS), "group_count_G": np.array([ITEMS]), "first_KD": np.zeros((1, 1))}
-    runtime._slot_live_S, runtime._slot_group_S = np.ones(ITEMS, bool), np.zeros(ITEMS, np.int64)
+    one_group = {"slot_item_S": np.arange(ITEMS), "item_group_N": np.zeros(ITEMS, np.int64), "group_count_G": np.array([ITEMS])}
+    runtime.tables = one_group | {"first_KD": np.zeros((1, 1))}
+    runtime._filters = Filters(runtime.tables, 1)
     return runtime.inputs([GenerationRequest(g.items, g.actions, g.values, g.timestamps, g.now, g.user)])
 
 
