@@ -80,8 +80,8 @@ def write_json(path: Path | None, report: Any) -> None:
     console.print(f" figures written to {path}", highlight=False, soft_wrap=True)
 
 
-def run_until(step: str, settings: Settings, json_path: Path | None = None) -> dict[str, Artifact]:
-    """Run the main job up to a step, and say where the result lies."""
+def run_until(step: str, settings: Settings, json_path: Path | None = None, also: tuple[str, ...] = ()) -> dict[str, Artifact]:
+    """Run the main job up to a step (and `also` up to others), and say where the result lies."""
     from ray_app import pipeline
     from ray_app.cluster import connected
     from ray_app.report import Progress
@@ -90,7 +90,7 @@ def run_until(step: str, settings: Settings, json_path: Path | None = None) -> d
     pipeline.check(settings)
     progress = Progress(console)
     with connected(settings.ray):
-        artifacts = pipeline.run(settings, progress, until=step)
+        artifacts = pipeline.run(settings, progress, until=(step, *also))
     last = artifacts[step]
     console.print(f" written       {last.path}", highlight=False, soft_wrap=True)
     write_json(json_path, {"step": step, "path": str(last.path), "steps": progress.steps, "figures": dict(last.manifest.figures)})
@@ -164,18 +164,25 @@ def evaluate(
     seed: Seed = None,
     json_path: JsonPath = None,
     predictions: Annotated[Path | None, typer.Option(help="Also write the top-50 of every test user here (Parquet).")] = None,
+    curves: Annotated[bool, typer.Option("--curves", help="Also measure accuracy against diversity of the decoding strategies, on validation users.")] = False,
 ) -> None:
     """UGT against popularity and item-kNN on each user's held-out last event."""
-    from ray_app.report import metrics_table
+    from ray_app.report import curves_table, metrics_table
 
     settings = settings_of(config, source, data_dir, imdb_dir, seed)
     writable(json_path, "--json")
     writable(predictions, "--predictions")
-    artifacts = run_until("evaluate", settings)
+    artifacts = run_until("evaluate", settings, also=("curves",) if curves else ())
     folder = artifacts["evaluate"].path
     report = json.loads((folder / "metrics.json").read_text())
     console.print(" Held-out last event of each user, whole catalogue ranked, seen items filtered:", highlight=False)
     console.print(metrics_table(report["metrics"]))
+    if curves:
+        path = artifacts["curves"].path / "curves.json"
+        report["curves"] = json.loads(path.read_text())
+        console.print(" Decoding strategies on validation users: what the generative head lists, and what is served of it:", highlight=False)
+        console.print(curves_table(report["curves"]))
+        console.print(f" curves        {path}", highlight=False, soft_wrap=True)
     if predictions is not None:
         try:
             shutil.copyfile(folder / "predictions.parquet", predictions)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,6 +216,27 @@ STEPS: tuple[Step, ...] = (
     ),
 )
 STEP_NAMES = tuple(step.name for step in STEPS)
+# no part of the main job: run when asked for
+ON_REQUEST: tuple[Step, ...] = (
+    Step(
+        name="curves",
+        what="accuracy against diversity of the decoding strategies",
+        function="train.curves:run",
+        needs=("etl", "histories", "semantic_ids", "ugt_stage3"),
+        reads=lambda s: [s.curves, s.decoding, s.histories],
+        arguments=lambda c: {
+            "histories_dir": c.paths["histories"],
+            "users_dir": c.paths["etl"] / "users",
+            "semantic_ids_dir": c.paths["semantic_ids"],
+            "checkpoint_dir": c.paths["ugt_stage3"],
+            "config": c.settings.curves,
+            "decoding": c.settings.decoding,
+            "min_events": c.settings.histories.min_events,
+            "out_dir": c.out,
+        },
+        shown=("users", "settings", "beam_recall@10", "beam_diversity@10"),
+    ),
+)
 
 
 def _truth(c: Context) -> Path | None:
@@ -240,16 +261,16 @@ def check(settings: Settings) -> None:
         etl.check(settings.source, settings.data_dir, settings.imdb_dir)
 
 
-def run(settings: Settings, progress: Progress, until: str = "export") -> dict[str, Artifact]:
-    """Every step that `until` needs, and `until`; returns the artifacts by step name.
+def run(settings: Settings, progress: Progress, until: str | Sequence[str] = "export") -> dict[str, Artifact]:
+    """The step or steps named, and every step they need; returns the artifacts by step name.
 
     Ray must be connected. Raises UGTError for anything a user can mend; other errors are faults of ours and keep their trace.
     """
-    wanted = _closure(until)
+    wanted = _closure((until,) if isinstance(until, str) else until)
     store = ArtifactStore(settings.home)
     artifacts: dict[str, Artifact] = {}
     seconds_gauge = Gauge("ugt_step_seconds", "Seconds a step of the main job took; 0 if it was skipped", tag_keys=("step",))
-    for step in STEPS:
+    for step in (*STEPS, *ON_REQUEST):
         if step.name in wanted and step.only(settings):
             start = time.monotonic()
             with progress.running(step.name, step.what):
@@ -304,11 +325,12 @@ def _source_checksums(settings: Settings, paths: Mapping[str, Path]) -> dict[str
     return found | {"kind": settings.source} if settings.source == "sequences" else found
 
 
-def _closure(until: str) -> set[str]:
-    by_name = {step.name: step for step in STEPS}
-    if until not in by_name:
-        raise UGTError(f"there is no step '{until}'. The steps are: {', '.join(by_name)}.")
-    wanted, todo = set(), [until]
+def _closure(until: Iterable[str]) -> set[str]:
+    by_name = {step.name: step for step in (*STEPS, *ON_REQUEST)}
+    for name in until:
+        if name not in by_name:
+            raise UGTError(f"there is no step '{name}'. The steps are: {', '.join(by_name)}.")
+    wanted, todo = set(), list(until)
     while todo:
         name = todo.pop()
         if name not in wanted:

@@ -88,3 +88,17 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]], keys: Sequence[str
     for name, row in metrics.items():
         table.add_row(name, *[f"{row[key]:.4f}" if key in row else "" for key in used])
     return table
+
+
+def curves_table(report: Mapping[str, Any]) -> Table:
+    """One row per point of a curves.json: the generative head's figures, then those of the fused one."""
+    keys = ("recall@10", "ndcg@10", "diversity@10", "coverage@10")
+    table = Table()
+    for title in ("decoding", "strength"):
+        table.add_column(title)
+    for title in (*keys, *(f"fused {key}" for key in keys)):
+        table.add_column(title, justify="right")
+    for name, points in report["curves"].items():
+        for point, fused in zip(points, report["fused"][name], strict=True):
+            table.add_row(name, point["label"], *[f"{row[key]:.4f}" for row in (point, fused) for key in keys])
+    return table

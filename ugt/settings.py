@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from ugt.features import FeatureConfig
 from ugt.fusion import AutoencoderConfig
-from ugt.model.config import DecodingConfig, ModelConfig, TrainingConfig
+from ugt.model.config import CurvesConfig, DecodingConfig, ModelConfig, TrainingConfig
 from ugt.schema import Config, SourceKind, UGTError
 from ugt.semantic_ids import SemanticIdConfig
 from ugt.synthetic import SampleConfig
@@ -92,6 +92,7 @@ class Settings(BaseSettings):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig = DecodingConfig()
+    curves: CurvesConfig = CurvesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     stores: StoresConfig = StoresConfig()
     serve: ServeConfig = ServeConfig()
@@ -160,7 +161,7 @@ def _settled(settings: Settings) -> Settings:
 def _seeded(settings: Settings) -> Settings:
     """One `seed` reaches every part that has one and was not given its own."""
     update = {}
-    for name in ("sample", "autoencoder", "word2vec", "semantic_ids", "training", "evaluation"):
+    for name in ("sample", "autoencoder", "word2vec", "semantic_ids", "training", "curves", "evaluation"):
         section = getattr(settings, name)
         if "seed" not in section.model_fields_set:
             update[name] = section.model_copy(update={"seed": settings.seed})
