@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ugt.model import inference
 from ugt.model.embeddings import CatalogueTables
-from ugt.model.ugt import UGT, masked_log_softmax, take
+from ugt.model.heads import FEW_CODES
+from ugt.model.ugt import UGT, masked_log_softmax
 
 if TYPE_CHECKING:
     from ugt.decoding import Constraints
@@ -33,43 +34,51 @@ class Steps:
         self.model, self.tables, self.limits, self.third_C = model, tables, limits, third_C
         self.batch, self.width, self.group_size = context_B.shape[0], beam_W.shape[0], third_C.shape[0]
         self.k1, self.k2 = model.items.k1, model.items.k2
-        self.beam_BW = beam_W.expand(self.batch, -1)
+        self.request_B1 = torch.arange(self.batch, device=beam_W.device)[:, None]
+        self.beam_BW = beam_W + 0 * self.request_B1
         self.memory = inference.memory_of(model.decoder, state_BTD, length_B)
-        self.state_BD, self.context_BD = take(state_BTD, length_B[:, None])[:, 0], model.context(context_B)
+        last_B = length_B + self.request_B1[:, 0] * state_BTD.shape[1]
+        self.state_BD, self.context_BD = state_BTD.reshape(-1, model.config.width)[last_B], model.context(context_B)
         # where the exclusions lie in the trie; those of nothing and of items the filter forbids anyway count for 0
         item_BX = limits.exclude_BX.clamp(min=0)
         slot_BX, group_BX = tables.item_slot_N[item_BX].long(), tables.item_group_N[item_BX].long()
         self.excluded_l1_BX, self.excluded_l2_BX = group_BX // self.k2, group_BX % self.k2
         self.excluded_l3_BX = slot_BX - tables.group_start_G[group_BX].long()
-        self.counts_BX = ((limits.exclude_BX >= 0) & limits.slot_allowed_FS[limits.filter_B[:, None], slot_BX]).long()
+        self.counts_BX = ((limits.exclude_BX >= 0) & self._allowed(slot_BX, limits.filter_B[:, None])).long()
 
     def first(self) -> Tensor:
         """log p(l1), [B, K1]."""
         live_BK = self.limits.first_live_FK[self.limits.filter_B].long().scatter_add(1, self.excluded_l1_BX, -self.counts_BX)
         x_BD = self.model.decoder.start(self.state_BD) + self.context_BD + self.model.decoder.step.weight[0]
-        h_BD, self.written = inference.decoder_step(self.model.decoder, x_BD, None, self.memory)
+        h_BD, self.written = inference.decoder_step(self.model.decoder, x_BD, None, None, self.memory, 1)
         return masked_log_softmax(self.model.level_heads.first(h_BD, self.tables.first_KD) + self.limits.prior_BK, live_BK > 0)
 
     def second(self, l1_BW: Tensor) -> Tensor:
         """log p(l2 | l1) under each kept l1, [B, W, K2]."""
-        token_MD = self.model.decoder.prefix_token(1, self.tables.first_KD[l1_BW.flatten()])
-        h_MD, self.written = inference.decoder_step(self.model.decoder, token_MD, self.written, self.memory)
+        l1_M, first_KD = l1_BW.reshape(-1), self.tables.first_KD
+        if self.k1 <= FEW_CODES:  # the token of every L1, then each beam's
+            token_RD, row_M = inference.prefix_tokens(self.model.decoder, 1, first_KD), l1_M
+        else:
+            token_RD, row_M = inference.prefix_tokens(self.model.decoder, 1, first_KD[l1_M]), None
+        written = inference.follow(self.written, (self.request_B1 + 0 * self.beam_BW).reshape(-1))  # the first code is the same for all beams
+        h_MD, self.written = inference.decoder_step(self.model.decoder, token_RD, row_M, written, self.memory, self.width)
         # one of the beams that hold an L1 keeps the count of its groups for all of them
         keeper_BK = torch.full((self.batch, self.k1), -1, dtype=torch.int64, device=l1_BW.device).scatter(1, l1_BW, self.beam_BW)
         self.keeper_BW, keeper_BX = keeper_BK.gather(1, l1_BW), keeper_BK.gather(1, self.excluded_l1_BX)
         self.counts_BX = self.counts_BX * (keeper_BX >= 0)
         self.cell_BX = keeper_BX.clamp(min=0) * self.k2 + self.excluded_l2_BX
-        live_MK = self.limits.group_live_FG.view(-1, self.k2)[(self.limits.filter_B[:, None] * self.k1 + l1_BW).flatten()].long()
-        live_BP = live_MK.view(self.batch, -1).scatter_add(1, self.cell_BX, -self.counts_BX)
-        legal_BWK = (live_BP > 0).view(-1, self.k2)[self._row(self.keeper_BW)].view(self.batch, -1, self.k2)
+        live_MK = self.limits.group_live_FG.view(-1, self.k2)[(self.limits.filter_B[:, None] * self.k1 + l1_BW).reshape(-1)].long()
+        live_BP = live_MK.view(self.batch, self.width * self.k2).scatter_add(1, self.cell_BX, -self.counts_BX)
+        legal_BWK = (live_BP > 0).view(-1, self.k2)[self._row(self.keeper_BW)].view(-1, self.width, self.k2)
         return masked_log_softmax(self.model.level_heads.second_kept(h_MD, l1_BW, self.tables.group_GD), legal_BWK)
 
     def third(self, parent_BW: Tensor, group_BW: Tensor) -> tuple[Tensor, Tensor]:
         """(log p(l3 | l1, l2), rows of the item table) for each kept group, whose l1 was beam `parent_BW` of the step before; [B, W, C] each."""
-        token_MD = self.model.decoder.prefix_token(2, self.tables.group_GD[group_BW.flatten()])
-        h_MD, _ = inference.decoder_step(self.model.decoder, token_MD, inference.follow(self.written, self._row(parent_BW)), self.memory)
+        token_MD = inference.prefix_tokens(self.model.decoder, 2, self.tables.group_GD[group_BW.reshape(-1)])
+        written = inference.follow(self.written, self._row(parent_BW))
+        h_MD, _ = inference.decoder_step(self.model.decoder, token_MD, None, written, self.memory, self.width)
         item_BWC, legal_BWC = self._items(parent_BW, group_BW)
-        logits_BWC = self.model.level_heads.third(h_MD.view(self.batch, -1, h_MD.shape[1]), F.embedding(item_BWC, self.tables.item_ID))
+        logits_BWC = self.model.level_heads.third(h_MD.view(-1, self.width, self.model.config.width), F.embedding(item_BWC, self.tables.item_ID))
         return masked_log_softmax(logits_BWC, legal_BWC), item_BWC
 
     def user_vectors(self) -> Tensor:
@@ -89,10 +98,15 @@ class Steps:
         free_MC = (gone_BP == 0).view(-1, self.group_size)[self._row(keeper_BP.gather(1, place_BW))]
 
         slot_BWC = (tables.group_start_G[group_BW].long()[..., None] + self.third_C).clamp(max=tables.slot_item_S.shape[0] - 1)
-        legal_BWC = (self.third_C < tables.group_count_G[group_BW].long()[..., None]) & free_MC.view(self.batch, -1, self.group_size)
-        legal_BWC = legal_BWC & limits.slot_allowed_FS[limits.filter_B[:, None, None], slot_BWC]
+        legal_BWC = (self.third_C < tables.group_count_G[group_BW].long()[..., None]) & free_MC.view(-1, self.width, self.group_size)
+        legal_BWC = legal_BWC & self._allowed(slot_BWC, limits.filter_B[:, None, None])
         return torch.where(legal_BWC, tables.slot_item_S[slot_BWC].long() + 1, 0), legal_BWC
 
     def _row(self, beam_BW: Tensor) -> Tensor:
         """Rows of [M, ...] of given beams of each request, [M]."""
-        return (beam_BW + torch.arange(self.batch, device=beam_BW.device)[:, None] * self.width).flatten()
+        return (beam_BW + self.request_B1 * self.width).reshape(-1)
+
+    def _allowed(self, slot: Tensor, filter: Tensor) -> Tensor:
+        """Whether the filter of a request lets the item of a slot through."""
+        allowed_FS = self.limits.slot_allowed_FS
+        return allowed_FS.reshape(-1)[slot + filter * allowed_FS.shape[1]]

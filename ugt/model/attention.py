@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ugt.model.dropout import Dropout
+
 
 class KeysValues(NamedTuple):
     """Projected keys and values, T x D each: what a cache holds."""
@@ -47,7 +49,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float):
         super().__init__()
-        self.up, self.down, self.dropout = nn.Linear(width, hidden), nn.Linear(hidden, width), nn.Dropout(dropout)
+        self.up, self.down, self.dropout = nn.Linear(width, hidden), nn.Linear(hidden, width), Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.dropout(F.gelu(self.up(x))))

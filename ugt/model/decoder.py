@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ugt.model.attention import Attention, KeysValues
 from ugt.model.config import ModelConfig
+from ugt.model.dropout import Dropout
 from ugt.model.moe import MixtureOfExperts
 
 LEVELS = 3
@@ -26,7 +27,7 @@ class DecoderBlock(nn.Module):
         self.self_norm, self.cross_norm, self.expert_norm = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
         self.self_attention, self.cross_attention = Attention(d, config.heads), Attention(d, config.heads)
         self.experts = MixtureOfExperts(config)
-        self.dropout = nn.Dropout(p)
+        self.dropout = Dropout(p)
 
     def forward(self, x_BQSD: Tensor, past: KeysValues | None, memory: KeysValues, mask_BQT: Tensor) -> tuple[Tensor, KeysValues, Tensor]:
         """One layer. `past` holds keys and values [B, Q, P, D] of the earlier steps; `mask_BQT` is True where a path may look (Q may be 1).

@@ -51,15 +51,15 @@ class LevelHeads(nn.Module):
         batch, width = l1_BW.shape
         nodes_KKD, query_MD = group_GD.view(self.k1, self.k2, -1), self.query[1](h_MD)
         if self.k1 > FEW_CODES and (torch.jit.is_tracing() or l1_BW.numel() < self.k1):
-            logits_MK = (nodes_KKD[l1_BW.flatten()] @ query_MD[..., None]).squeeze(-1)
+            logits_MK = (nodes_KKD[l1_BW.reshape(-1)] @ query_MD[..., None]).squeeze(-1)
         else:
             request_B1 = torch.arange(batch, device=l1_BW.device)[:, None]
             row_BW = torch.arange(width, device=l1_BW.device) + request_B1 * width
             row_BK = torch.zeros((batch, self.k1), dtype=torch.int64, device=l1_BW.device).scatter(1, l1_BW, row_BW)  # of an L1 nobody holds: any row
             logits_KBK = query_MD[row_BK.t()] @ nodes_KKD.transpose(1, 2)
-            logits_MK = logits_KBK.reshape(-1, self.k2)[(l1_BW * batch + request_B1).flatten()]
-        logits_MK = logits_MK + self.group_bias_G.view(self.k1, self.k2)[l1_BW.flatten()]
-        return logits_MK.view(batch, -1, self.k2)
+            logits_MK = logits_KBK.reshape(-1, self.k2)[(l1_BW * batch + request_B1).reshape(-1)]
+        logits_MK = logits_MK + self.group_bias_G.view(self.k1, self.k2)[l1_BW.reshape(-1)]
+        return logits_MK.view(-1, width, self.k2)
 
     def second_sorted(self, h_MD: Tensor, l1_M: Tensor, group_GD: Tensor) -> Tensor:
         """The same logits [M, K2] for many paths: sorted by L1, one product per L1, no gather of K2 rows per path."""
