@@ -84,9 +84,8 @@ def run(
     codes_UA = user_codes(users_dir, user_ids, UserVocabulary.from_json(read_card(checkpoint_dir)["vocabulary"]))
     work = Workload(split, rows_U, codes_UA, fitted.segment_of_user[rows_U])
     workloads = {"test": work} | ({"permuted": permuted(work, config.seed)} if len(rows_U) > 1 else {})
-    sources = Sources(
-        Path(checkpoint_dir), Path(semantic_ids_dir), Path(baselines_dir), Path(sasrec_dir) if sasrec_dir else None, config.top_k, decoding.beam_width
-    )
+    folders = (Path(checkpoint_dir), Path(semantic_ids_dir), Path(baselines_dir), Path(sasrec_dir) if sasrec_dir else None)
+    sources = Sources(*folders, config.top_k, decoding)
     rankers = load_rankers(sources)
     ranked = rank_all(sources, rankers, workloads, len(item_ids), actors)
 

@@ -21,6 +21,7 @@ from train.baselines import histories_before
 from ugt.baselines import Ranker, Request
 from ugt.evaluation import BASELINES
 from ugt.histories import Histories, Split
+from ugt.model.config import DecodingConfig
 from ugt.topk import blocked_items, unblocked
 
 HEADS = ("fused", "generative", "dense")
@@ -55,7 +56,7 @@ class Sources:
     baselines_dir: Path
     sasrec_dir: Path | None
     top_k: int
-    beam_width: int
+    decoding: DecodingConfig
 
 
 class Scorer:
@@ -83,7 +84,8 @@ class Scorer:
         n_items, fusion = len(self.model.semantic_ids), load_fusion(sources.checkpoint_dir)
         ranked: Rankings = {}
         for filtered in work.rules:
-            heads = rank_users(self.model, work.split, rows_U, "test", filtered, codes_UA, top_k=sources.top_k, beam_width=sources.beam_width, fusion=fusion)
+            width = sources.decoding.beam_width
+            heads = rank_users(self.model, work.split, rows_U, "test", filtered, codes_UA, top_k=sources.top_k, beam_width=width, fusion=fusion)
             ranked |= {(head, filtered): items_UK for head, items_UK in heads.items()}
         seen = histories_before(work.split, rows_U, "test")
         blocked_UN = blocked_items(seen, n_items, work.split.targets(rows_U, "test"))

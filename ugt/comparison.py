@@ -50,7 +50,8 @@ def load_run(folder: Path, name: str) -> Run:
 def load_predictions(path: Path, own: Run, item_ids: Sequence[str]) -> Run:
     """The lists of a predictions file (PREDICTIONS; of any system), judged by the targets of `own`.
 
-    Raises UGTError if the file is none, if it names items that are not in the catalogue or an item twice in one list, or none of the users.
+    Raises UGTError if the file is none, if it names items that are not in the catalogue or an item twice in one list, if it has none of the users, or lists
+    of fewer than ten items.
     """
     try:
         lists = pl.from_arrow(read_table(Path(path), PREDICTIONS))
@@ -71,12 +72,14 @@ def load_predictions(path: Path, own: Run, item_ids: Sequence[str]) -> Run:
     judged = lists.join(targets, on="user_id", how="inner")
     if judged.height == 0:
         raise UGTError(f"{path} has none of the users of this evaluation (its first is '{lists['user_id'][0] if lists.height else ''}'). Check the source.")
-    at = pl.col("item_ids").list.eval(pl.element()).list.len()
+    depth = int(lists["item_ids"].list.len().max() or 0)  # type: ignore[arg-type]
+    if depth < 10:
+        raise UGTError(f"{path} has lists of at most {depth} items, and the shallowest comparison is of the first 10. Give at least ten items a user.")
     judged = judged.with_row_index("row")
     found = judged.select("row", "target_id", "item_ids").explode("item_ids").with_columns(place=pl.int_range(1, pl.len() + 1).over("row"))
     found = found.filter(pl.col("item_ids") == pl.col("target_id")).select("row", pl.col("place").cast(pl.Int32))
     places = judged.join(found, on="row", how="left").select("user_id", "target_id", "head", "filtered", "place")
-    return Run(Path(path).name, places, None, int(judged.select(at.max()).item() or 0))
+    return Run(Path(path).name, places, None, depth)
 
 
 def compare(this: Run, other: Run, samples: int, seed: int) -> dict[str, Any]:

@@ -39,8 +39,8 @@ INK, ACCENT, MUTED, GRID = "#1d2330", "#2456d3", "#8a93a6", "#e4e8ef"
 COLOURS = (ACCENT, "#d9622b", "#2a9d6f", "#8b5bd1", "#b58a00", "#5b6577")
 
 
-def build(report: Mapping[str, Any], curves: Curves, tradeoffs: Mapping[str, Any] | None = None, comparison: Mapping[str, Any] | None = None) -> str:
-    """The page. `report` is metrics.json, `tradeoffs` a curves.json (`read_tradeoffs`), `comparison` what `ugt.comparison.compare` returns."""
+def build(report: Mapping[str, Any], curves: Curves) -> str:
+    """The page. `report` is metrics.json, with `comparison` (`ugt.comparison.compare`) and `curves` (a curves.json) where there are any."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader("ugt"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -56,10 +56,10 @@ def build(report: Mapping[str, Any], curves: Curves, tradeoffs: Mapping[str, Any
         "accuracy": _draw(lambda f: _accuracy(f, report, shown), (7.2, 0.5 + 0.34 * len(shown))),
         "slices": {name: _draw(sliced(rows), (7.2, 2.5)) for name, rows in report["slices"].items()},
         "training": _draw(lambda f: _training(f, curves), (9.6, 2.9)) if curves else "",
-        "tradeoffs": _draw(lambda f: _tradeoffs(f, tradeoffs), (7.2, 3.4)) if tradeoffs else "",
+        "tradeoffs": _draw(lambda f: _tradeoffs(f, report["curves"]), (9.6, 3.6)) if report.get("curves") else "",
     }
     return environment.get_template("report.html.j2").render(
-        report=report, both=both, shown=shown, best=best, drawn=drawn, slice_titles=SLICES, comparison=comparison, protocol=report["protocol"]
+        report=report, both=both, shown=shown, best=best, drawn=drawn, slice_titles=SLICES, comparison=report.get("comparison"), protocol=report["protocol"]
     )
 
 
@@ -76,21 +76,6 @@ def read_curves(folders: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
             found[name] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
         except FileNotFoundError as error:
             raise UGTError(f"no training curve at {path}. Run `ugt train ugt` again.") from error
-    return found
-
-
-def read_tradeoffs(path: Path) -> dict[str, Any]:
-    """Accuracy-diversity curves: `{"curves": {strategy: [{"recall@10": .., "diversity@10": .., "label": ".."}, ..]}}`. Raises UGTError for anything else."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        for points in found["curves"].values():
-            for point in points:
-                float(point["recall@10"]), float(point["diversity@10"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UGTError(
-            f"{path} holds no accuracy-diversity curves ({type(error).__name__}: {error}). Expected: "
-            '{"curves": {strategy: [{"recall@10": .., "diversity@10": .., "label": ".."}]}}.'
-        ) from error
     return found
 
 
@@ -206,13 +191,17 @@ def _training(figure: Figure, curves: Curves) -> None:
 
 
 def _tradeoffs(figure: Figure, tradeoffs: Mapping[str, Any]) -> None:
-    ax = figure.subplots()
-    for name, points in tradeoffs["curves"].items():
-        ax.plot([p["diversity@10"] for p in points], [p["recall@10"] for p in points], "o-", label=name.replace("_", " "), linewidth=1.4, markersize=4)
-        for point in points:
-            if point.get("label"):
-                at = (point["diversity@10"], point["recall@10"])
-                ax.annotate(point["label"], at, fontsize=7, color=MUTED, xytext=(4, 4), textcoords="offset points")
-    ax.set_xlabel("diversity@10 (1 - mean cosine of the item vectors of a list)")
-    ax.set_ylabel("recall@10")
-    ax.legend(fontsize=8)
+    """Recall against diversity of each decoding strategy: what it generates, and what is served of it."""
+    sections = [("curves", "generative head, as decoded"), ("fused", "fused, as served")]
+    sections = [section for section in sections if tradeoffs.get(section[0])]
+    axes: Sequence[Axes] = figure.subplots(1, len(sections), squeeze=False)[0]
+    for ax, (section, heading) in zip(axes, sections, strict=True):
+        for name, points in tradeoffs[section].items():
+            across, up = [p["diversity@10"] for p in points], [p["recall@10"] for p in points]
+            ax.plot(across, up, "o-", label=name.replace("_", " "), linewidth=1.4, markersize=4)
+            for x, y, point in zip(across, up, points, strict=True):
+                ax.annotate(point.get("label") or "", (x, y), fontsize=7, color=MUTED, xytext=(4, 4), textcoords="offset points")
+        ax.set_title(heading)
+        ax.set_xlabel("diversity@10: 1 - mean cosine of the items of a list")
+        ax.set_ylabel("recall@10, validation, filtered")
+    axes[0].legend(fontsize=8)
