@@ -177,17 +177,22 @@ def evaluate(
     json_path: JsonPath = None,
     predictions: Annotated[Path | None, typer.Option(help="Also write the top-50 of every test user here (Parquet).")] = None,
     curves: Annotated[bool, typer.Option("--curves", help="Also measure accuracy against diversity of the decoding strategies, on validation users.")] = False,
+    against: Annotated[str | None, typer.Option(help="Compare with another run: a predictions file, an evaluation's folder, or a version.")] = None,
+    page: Annotated[Path | None, typer.Option("--report", help="Also write the report page here (HTML).")] = None,
 ) -> None:
-    """UGT against popularity and item-kNN on each user's held-out last event."""
+    """UGT and the baselines on each user's held-out event: figures, intervals, slices, a report page."""
+    from ray_app import evaluation
     from ray_app.report import curves_table, metrics_table
 
     settings = settings_of(config, source, data_dir, imdb_dir, seed)
     writable(json_path, "--json")
     writable(predictions, "--predictions")
+    writable(page, "--report")
+    other = evaluation.find(settings, against) if against else None
     artifacts = run_until("evaluate", settings, also=("curves",) if curves else ())
     folder = artifacts["evaluate"].path
     report = json.loads((folder / "metrics.json").read_text())
-    console.print(" Held-out last event of each user, whole catalogue ranked, seen items filtered:", highlight=False)
+    console.print(" Held-out event of each user, whole catalogue ranked, seen items filtered:", highlight=False)
     console.print(metrics_table(report["metrics"]))
     if curves:
         path = artifacts["curves"].path / "curves.json"
@@ -195,6 +200,12 @@ def evaluate(
         console.print(" Decoding strategies on validation users: what the generative head lists, and what is served of it:", highlight=False)
         console.print(curves_table(report["curves"]))
         console.print(f" curves        {path}", highlight=False, soft_wrap=True)
+    if other is not None:
+        report["comparison"] = evaluation.compared(artifacts, other, report["protocol"], settings)
+        console.print(f" {report['comparison']['sentence']}", highlight=False, soft_wrap=True)
+    if page is not None:
+        evaluation.write_page(page, report, artifacts)
+        console.print(f" report written to {page}", highlight=False, soft_wrap=True)
     if predictions is not None:
         try:
             shutil.copyfile(folder / "predictions.parquet", predictions)

@@ -21,7 +21,7 @@ import numpy as np
 from ugt import histories as history_files
 from ugt import metrics
 from ugt.artifacts import write_text
-from ugt.histories import Split
+from ugt.histories import HistoryConfig, Split
 from ugt.model.config import CurvesConfig, DecodingConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.schema import Head, UGTError
@@ -85,7 +85,7 @@ def run(
     config: CurvesConfig,
     decoding: DecodingConfig,
     out_dir: Path,
-    min_events: int = 3,
+    history: HistoryConfig = HistoryConfig(),
     actors: int | None = None,
 ) -> dict[str, Any]:
     """Write `curves.json`: `{"format", "protocol", "curves": {name: [point, ...]}, "fused": {the same}}`; docs/evaluation.md names the fields of a point.
@@ -96,10 +96,10 @@ def run(
     from ugt.scoring import read_card, user_codes
 
     started = time.monotonic()
-    split = history_files.load(histories_dir).split(min_events)
-    rows_U = np.flatnonzero(split.evaluated)
+    split = history.apply(history_files.load(histories_dir))
+    rows_U = split.users("validation")
     if len(rows_U) == 0:
-        raise UGTError(f"no user in {histories_dir} has {max(3, min_events)} events or more, so nothing can be held out. Give a source with longer histories.")
+        raise UGTError(f"no user in {histories_dir} has a validation target under the settings of `histories`. Give a source with longer histories.")
     rows_U = np.sort(np.random.default_rng(config.seed).permutation(rows_U)[: config.users])
     vocabulary = UserVocabulary.from_json(read_card(checkpoint_dir)["vocabulary"])
     codes_UA = user_codes(users_dir, [split.histories.user_ids[u] for u in rows_U], vocabulary)
@@ -108,12 +108,12 @@ def run(
     calls = [(setting.decoding, block_U) for setting in settings for block_U in blocks]
     answers = list(_answers((checkpoint_dir, semantic_ids_dir, split, rows_U, codes_UA, config.seed), calls, actors))
 
-    target_U = np.array([split.example(int(u), "validation").target for u in rows_U])
     vector_ND = np.load(Path(semantic_ids_dir) / "item_vectors.npy")
+    target_U, count_N = split.targets(rows_U, "validation"), np.bincount(split.train_events()[1], minlength=len(vector_ND))
     report: dict[str, Any] = {"format": FORMAT, "protocol": _protocol(len(rows_U), config, decoding)}
     for section, head in SHOWN.items():
         lists = [np.concatenate([a[head] for a in answers[i * len(blocks) : (i + 1) * len(blocks)]]) for i in range(len(settings))]
-        report[section] = _curves(settings, lists, target_U, _train_counts(split, len(vector_ND)), vector_ND, config.seed)
+        report[section] = _curves(settings, lists, target_U, count_N, vector_ND, config.seed)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     write_text(out_dir / FILE, json.dumps(report, indent=1, allow_nan=False))
@@ -158,13 +158,6 @@ def _curves(
             point[f"minus_beam_{name}"] = [difference.low, difference.high]
         curves.setdefault(setting.curve, []).append(point)
     return curves
-
-
-def _train_counts(split: Split, n_items: int) -> np.ndarray:
-    """Training events of each item."""
-    h = split.histories
-    place_E = np.arange(len(h.items)) - np.repeat(h.offsets[:-1], h.lengths)
-    return np.bincount(h.items[place_E < np.repeat(split.train_lengths, h.lengths)], minlength=n_items)
 
 
 def _protocol(users: int, config: CurvesConfig, decoding: DecodingConfig) -> dict[str, Any]:

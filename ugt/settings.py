@@ -12,8 +12,10 @@ import yaml
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ugt.evaluation import EvaluationConfig
 from ugt.features import FeatureConfig
 from ugt.fusion import AutoencoderConfig
+from ugt.histories import HistoryConfig
 from ugt.model.config import CurvesConfig, DecodingConfig, ModelConfig, TrainingConfig
 from ugt.schema import Config, SourceKind, UGTError
 from ugt.semantic_ids import SemanticIdConfig
@@ -28,19 +30,6 @@ class EtlConfig(Config):
     title_types: tuple[str, ...] = ("movie", "tvMovie", "tvSeries", "tvMiniSeries", "short", "video", "tvSpecial", "tvShort")  # no games, no single episodes
     min_user_events: int = 1
     blocks: int = Field(8, ge=1)  # Ray Data blocks per table; its own default cuts a small file into hundreds
-
-
-class HistoryConfig(Config):
-    """Leave-one-out: the last event of a user is test, the one before is validation, both by (timestamp, file order)."""
-
-    min_events: int = 3  # users with fewer train but are not evaluated
-
-
-class EvaluationConfig(Config):
-    top_k: int = 50
-    bootstrap_samples: int = 1000
-    knn_neighbours: int = 200
-    seed: int = 0
 
 
 class StoresConfig(Config):
