@@ -182,7 +182,7 @@ def evaluate(
 ) -> None:
     """UGT and the baselines on each user's held-out event: figures, intervals, slices, a report page."""
     from ray_app import evaluation
-    from ray_app.report import curves_table, metrics_table
+    from ray_app.report import metrics_table
 
     settings = settings_of(config, source, data_dir, imdb_dir, seed)
     writable(json_path, "--json")
@@ -195,11 +195,7 @@ def evaluate(
     console.print(" Held-out event of each user, whole catalogue ranked, seen items filtered:", highlight=False)
     console.print(metrics_table(report["metrics"]))
     if curves:
-        path = artifacts["curves"].path / "curves.json"
-        report["curves"] = json.loads(path.read_text())
-        console.print(" Decoding strategies on validation users: what the generative head lists, and what is served of it:", highlight=False)
-        console.print(curves_table(report["curves"]))
-        console.print(f" curves        {path}", highlight=False, soft_wrap=True)
+        report["curves"] = evaluation.curves(artifacts, console)
     if other is not None:
         report["comparison"] = evaluation.compared(artifacts, other, report["protocol"], settings)
         console.print(f" {report['comparison']['sentence']}", highlight=False, soft_wrap=True)

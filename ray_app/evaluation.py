@@ -1,12 +1,16 @@
-"""`ugt evaluate --against` and `--report`: finds the other run, compares it on the same users, and writes the report page."""
+"""`ugt evaluate --against`, `--curves` and `--report`: finds the other run, compares it on the same users, shows the curves, and writes the report page."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from ray_app.pipeline import curve_dirs
+from ray_app.report import curves_table
 from ugt import comparison, report_page
 from ugt.artifacts import Artifact, ArtifactStore, write_text
 from ugt.registry import Registry
@@ -42,6 +46,16 @@ def compared(artifacts: Mapping[str, Artifact], other: tuple[str, Path], protoco
     else:
         run = comparison.load_predictions(path, this, SemanticIds.load(artifacts["semantic_ids"].path).item_ids)
     return comparison.compare(this, run, settings.evaluation.bootstrap_samples, int(protocol["seed"]))
+
+
+def curves(artifacts: Mapping[str, Artifact], console: Console) -> dict[str, Any]:
+    """The accuracy-diversity curves of `ugt evaluate --curves`, shown as a table."""
+    path = artifacts["curves"].path / "curves.json"
+    found: dict[str, Any] = json.loads(path.read_text())
+    console.print(" Decoding strategies on validation users: what the generative head lists, and what is served of it:", highlight=False)
+    console.print(curves_table(found))
+    console.print(f" curves        {path}", highlight=False, soft_wrap=True)
+    return found
 
 
 def write_page(path: Path, report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> None:
