@@ -60,9 +60,7 @@ def curves(artifacts: Mapping[str, Artifact], console: Console) -> dict[str, Any
 
 def write_page(path: Path, report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> None:
     """The report page with what this call added to it. Raises UGTError if it can't be written."""
-    training = report_page.read_curves(curve_dirs({name: artifact.path for name, artifact in artifacts.items()}))
-    tradeoffs = report_page.read_tradeoffs(artifacts["curves"].path / "curves.json") if "curves" in artifacts else None
-    page = report_page.build(report, training, tradeoffs, report.get("comparison"))
+    page = report_page.build(report, report_page.read_curves(curve_dirs({name: artifact.path for name, artifact in artifacts.items()})))
     try:
         write_text(path, page)
     except OSError as error:
