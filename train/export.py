@@ -28,6 +28,7 @@ from ugt import runtime
 from ugt.artifacts import ITEMS, USERS, read_table, write_text
 from ugt.decoding import Constraints, beam_search, constraints, exact_log_probs
 from ugt.gumbel import gumbel_noise
+from ugt.histories import HistoryConfig
 from ugt.model.config import DecodingConfig
 from ugt.model.embeddings import CatalogueTables
 from ugt.model.inference import encode
@@ -162,7 +163,7 @@ def run(
     decoding: DecodingConfig,
     out_dir: Path,
     check_users: int = 1000,
-    min_events: int = 3,
+    history: HistoryConfig = HistoryConfig(),
 ) -> dict[str, Any]:
     """Write a version folder: a graph per decoding strategy, `tables.npz`, `item_vectors.npy` (dense head), `items.parquet` (canonical items with l1, l2,
     l3), `card.json`.
@@ -195,16 +196,18 @@ def run(
     }
     write_text(out_dir / runtime.CARD, json.dumps(card, indent=1))
     users_dir = Path(etl_dir) / "users"
-    figures = compare(model, out_dir, Path(histories_dir), users_dir, decoding, check_users, min_events)
-    figures |= beam_against_exact(model, Path(histories_dir), users_dir, decoding.beam_width, check_users // 2, min_events)
+    figures = compare(model, out_dir, Path(histories_dir), users_dir, decoding, check_users, history)
+    figures |= beam_against_exact(model, Path(histories_dir), users_dir, decoding.beam_width, check_users // 2, history)
     write_text(out_dir / runtime.CARD, json.dumps(card | {"check": figures}, indent=1))
     size = sum(path.stat().st_size for path in out_dir.iterdir())
     return figures | {"megabytes": round(size / 1e6, 2), "seconds": round(time.monotonic() - started, 1)}
 
 
-def compare(model: UGT, version_dir: Path, histories_dir: Path, users_dir: Path, decoding: DecodingConfig, count: int, min_events: int = 3) -> dict[str, Any]:
+def compare(
+    model: UGT, version_dir: Path, histories_dir: Path, users_dir: Path, decoding: DecodingConfig, count: int, history: HistoryConfig = HistoryConfig()
+) -> dict[str, Any]:
     """ONNX against PyTorch on real requests: the beam on all of them, each other strategy on a fifth. Raises UGTError if they disagree; see `run`."""
-    split = history_files.load(histories_dir).split(min_events)
+    split = history.apply(history_files.load(histories_dir))
     rows = np.flatnonzero(split.evaluated)[:count]
     rows = rows if len(rows) else np.arange(min(count, len(split.histories)))
     users = [split.histories.user_ids[u] for u in rows]
@@ -253,14 +256,16 @@ def compare(model: UGT, version_dir: Path, histories_dir: Path, users_dir: Path,
     return figures
 
 
-def beam_against_exact(model: UGT, histories_dir: Path, users_dir: Path, beam_width: int, count: int, min_events: int = 3) -> dict[str, Any]:
+def beam_against_exact(
+    model: UGT, histories_dir: Path, users_dir: Path, beam_width: int, count: int, history: HistoryConfig = HistoryConfig()
+) -> dict[str, Any]:
     """Share of `count` test requests (seen items excluded) in which the beam's top 10 is that of the exact scorer over the whole catalogue.
 
     Nothing for a catalogue of more than EXACT_ITEMS, which the exact scorer takes too long for.
     """
     if len(model.semantic_ids) > EXACT_ITEMS:
         return {}
-    split = history_files.load(histories_dir).split(min_events)
+    split = history.apply(history_files.load(histories_dir))
     rows = np.flatnonzero(split.evaluated)[:count]
     user_UA = user_codes(users_dir, [split.histories.user_ids[u] for u in rows], model.vocabulary)
     same = 0

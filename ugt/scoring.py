@@ -193,7 +193,6 @@ def rank_users(
     part: Part,
     filtered: bool,
     user_UA: NDArray,
-    *,
     top_k: int = 50,
     decoding: DecodingConfig | None = None,
     fusion: Fusion | None = None,
