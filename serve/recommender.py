@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+import zlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -151,6 +152,7 @@ class Recommender:
             call = self._retriever.like.remote(request.version, request.history[-NEIGHBOURS_OF:], request.exclude, request.key, self._config.candidates)
             near: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
             return [] if near is None else _picks(near.items, near.scores, set())
+        request.rungs["ugt"]["decoding"] = generated.strategy
         call = self._retriever.search.remote(request.version, generated.user_vector, request.exclude, request.key, self._config.candidates, generated.items)
         found: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
         if found is None:
@@ -191,6 +193,8 @@ class Recommender:
             user={} if profile is None else {name: getattr(profile, name) for name in USER_ATTRIBUTES},
             exclude=request.exclude,
             filter_key=request.key,
+            strategy=request.body.decoding,
+            seed=zlib.crc32(request.trace_id.encode()),  # what was drawn can be drawn again from the log
         )
 
     async def _popular(self, request: Request, excluded: set[str], taken: set[int], count: int) -> list[Pick]:

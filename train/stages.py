@@ -53,7 +53,7 @@ class StageObjective(nn.Module):
         if "dense" in weights or "contrastive" in weights:
             user_MD = model.user_vectors(take(state_BTD, position_BQ)[valid_BQ], context_BQ[valid_BQ])
             read_ML = (batch["item_BL"][:, None] * read_before(position_BQ, batch["item_BL"].shape[1]).long())[valid_BQ]
-            terms["dense"] = dense_softmax(user_MD, target_M, tables.item_ID, config.dense_negatives, read_ML, model.repeats.of_dense).sum()
+            terms["dense"] = dense_softmax(user_MD, target_M, tables.item_ID, config.dense_negatives, (read_ML, model.repeats.of_dense)).sum()
             if "contrastive" in weights:
                 terms["contrastive"] = self._contrastive(user_MD, target_M, tables)
         if "dpo" in weights:
