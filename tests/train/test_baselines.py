@@ -145,7 +145,7 @@ def test_sasrec_learns_what_keeps_users_together_and_resumes_on_the_same_curve(e
     split = history_files.load(etl).split()
     scores = model.scores(baselines.histories_before(split, split.users("test"), "test"))
     genre = split.targets(split.users("test"), "test") % 4
-    assert (scores.argmax(1) % 4 == genre).mean() > 0.9
+    assert (scores.argmax(1) % 4 == genre).mean() > 0.7  # chance is a quarter
 
 
 def test_sasrec_reads_only_what_came_before(etl: Path) -> None:
