@@ -131,7 +131,19 @@ _step_command(data_app, "histories", "histories", "Events to user histories.")
 _step_command(train_app, "autoencoder", "fusion", "Fuse features and text; the bottleneck is the item vector.")
 _step_command(train_app, "word2vec", "word2vec", "Co-occurrence vectors from catalogue and events.")
 _step_command(train_app, "semantic-ids", "semantic_ids", "Three codes for every item, no two items alike.")
-_step_command(train_app, "ugt", "ugt_stage3", "The model: next-token, then contrastive, then DPO.")
+
+
+@train_app.command("ugt")
+def train_ugt(
+    config: ConfigPath = None, source: Source = None, data_dir: DataDir = None, imdb_dir: ImdbDir = None, seed: Seed = None, json_path: JsonPath = None
+) -> None:
+    """The model: next-token, then contrastive, then DPO."""
+    from ray_app.pipeline import last_stage
+
+    settings = settings_of(config, source, data_dir, imdb_dir, seed)
+    run_until(last_stage(settings), settings, json_path)
+
+
 _step_command(export_app, "onnx", "export", "The constrained decode as ONNX graphs, checked against PyTorch.")
 
 
@@ -338,6 +350,33 @@ def bench_serve(
     write_json(json_path, report)
     if report["illegal"]:
         raise UGTError(f"{report['illegal']} illegal items were recommended: see `faults` above.")
+
+
+@bench_app.command("quality")
+def bench_quality(
+    config: ConfigPath = None,
+    source: Source = None,
+    data_dir: DataDir = None,
+    imdb_dir: ImdbDir = None,
+    budget_minutes: Annotated[float, typer.Option(help="Wall time from parsed events to the last checkpoint.")] = 3.0,
+    seed: Seed = None,
+    text: Annotated[bool, typer.Option(help="Text vectors of the items (their encoding is timed apart).")] = True,
+    json_path: JsonPath = None,
+    predictions: Annotated[Path | None, typer.Option(help="Also write the top-50 of every test user here (Parquet).")] = None,
+) -> None:
+    """Train within a budget of wall time from raw files, and evaluate beside the baselines."""
+    from ray_app.bench import quality as bench
+
+    writable(json_path, "--json")
+    writable(predictions, "--predictions")
+    settings = settings_of(config, source, data_dir, imdb_dir, seed)
+    flags = {"source": settings.source, "data_dir": settings.data_dir, "imdb_dir": settings.imdb_dir, "seed": settings.seed}
+    report = bench.run(flags | ({} if text else {"text.enabled": False}), config, budget_minutes, console, predictions)
+    for head in ("fused", "generative", "dense"):
+        rows = "   ".join(f"{rule} R@10 {report[head][rule]['recall@10']:.4f} N@10 {report[head][rule]['ndcg@10']:.4f}" for rule in ("unfiltered", "filtered"))
+        console.print(f" {head:<13} {rows}", highlight=False, soft_wrap=True)
+    console.print(f" {report['train_seconds']:.0f} s of {budget_minutes * 60:.0f} s, {report['params']:,} parameters", highlight=False)
+    write_json(json_path, report)
 
 
 @job_app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

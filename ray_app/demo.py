@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import random
 import time
-from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from ray_app import pipeline, serving
 from ray_app.bench import serve as bench
 from ray_app.cluster import connected
-from ray_app.report import PeakMemory, Progress, metrics_table
+from ray_app.report import Progress, Usage, host, metrics_table
 from serve import app
 from ugt.artifacts import Artifact, read_table
 from ugt.client import Client
@@ -32,7 +29,7 @@ def run(settings: Settings, console: Console) -> dict[str, Any]:
     start = time.monotonic()
     app.check_port(settings.serve.host, settings.serve.port)  # now, not after minutes of training
     progress = Progress(console)
-    with PeakMemory() as memory, connected(settings.ray) as dashboard:
+    with Usage() as usage, connected(settings.ray) as dashboard:
         _introduce(settings, console, dashboard)
         artifacts = pipeline.run(settings, progress)
         begun = time.monotonic()
@@ -55,8 +52,8 @@ def run(settings: Settings, console: Console) -> dict[str, Any]:
     evaluation = json.loads((artifacts["evaluate"].path / "metrics.json").read_text())
     report = {
         "total_seconds": round(time.monotonic() - start, 1),
-        "peak_rss_gb": round(memory.peak_gb, 2),
-        "processes_at_peak_gb": memory.at_peak,
+        "peak_rss_gb": round(usage.peak_gb, 2),
+        "processes_at_peak_gb": usage.at_peak,
         "source": settings.source,
         "seed": settings.seed,
         "steps": progress.steps,
@@ -75,25 +72,6 @@ def run(settings: Settings, console: Console) -> dict[str, Any]:
     }
     _conclude(settings, console, report, examples)
     return report
-
-
-def host() -> dict[str, Any]:
-    """The machine a figure was measured on."""
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
-    return {
-        "cpu": cpu,
-        "cores": psutil.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
 
 
 def _introduce(settings: Settings, console: Console, dashboard: str) -> None:

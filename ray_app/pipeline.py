@@ -55,13 +55,27 @@ class Step:
     only: Callable[[Settings], bool] = lambda s: True
 
 
+def stages(settings: Settings) -> list[int]:
+    """The stages that are trained: 1, and those of 2 and 3 that are given any time."""
+    return [n for n in (1, 2, 3) if n == 1 or getattr(settings.training, f"stage{n}").trains]
+
+
+def last_stage(settings: Settings) -> str:
+    """Name of the step whose checkpoint is evaluated and served."""
+    return f"ugt_stage{stages(settings)[-1]}"
+
+
+def _checkpoint(paths: Mapping[str, Path], before: int = 4) -> Path | None:
+    """The checkpoint of the last stage below `before` that was trained."""
+    return next((paths[f"ugt_stage{n}"] for n in range(before - 1, 0, -1) if f"ugt_stage{n}" in paths), None)
+
+
 def _stage(number: int) -> Step:
-    before = f"ugt_stage{number - 1}"
     return Step(
         name=f"ugt_stage{number}",
         what=("next-token prediction", "with contrastive loss", "with DPO")[number - 1],
         function="train.ugt:run",
-        needs=("etl", "histories", "semantic_ids", *((before,) if number > 1 else ())),
+        needs=("etl", "histories", "semantic_ids", *(f"ugt_stage{n}" for n in range(1, number))),
         reads=lambda s: [s.model, s.training, s.histories],
         arguments=lambda c: {
             "stage": number,
@@ -71,13 +85,16 @@ def _stage(number: int) -> Step:
             "model_config": c.settings.model,
             "training": c.settings.training,
             "history": c.settings.histories,
-            "init_dir": c.paths.get(before),
+            "init_dir": _checkpoint(c.paths, number),
             "out_dir": c.out,
             "work_dir": c.work,
         },
         shown=("epochs", "loss", "validation_ndcg@10"),
+        only=lambda s: number in stages(s),
     )
 
+
+STAGES = ("ugt_stage1", "ugt_stage2", "ugt_stage3")
 
 STEPS: tuple[Step, ...] = (
     Step(
@@ -219,13 +236,13 @@ STEPS: tuple[Step, ...] = (
         name="evaluate",
         what="UGT and the baselines on held-out events",
         function="train.evaluate:run",
-        needs=("source", "etl", "histories", "semantic_ids", "ugt_stage1", "ugt_stage2", "ugt_stage3", "baselines", "sasrec"),
+        needs=("source", "etl", "histories", "semantic_ids", *STAGES, "baselines", "sasrec"),
         reads=lambda s: [s.evaluation, s.decoding, s.histories],
         arguments=lambda c: {
             "histories_dir": c.paths["histories"],
             "users_dir": c.paths["etl"] / "users",
             "semantic_ids_dir": c.paths["semantic_ids"],
-            "checkpoint_dir": c.paths["ugt_stage3"],
+            "checkpoint_dir": _checkpoint(c.paths),
             "baselines_dir": c.paths["baselines"],
             "sasrec_dir": c.paths.get("sasrec"),
             "truth": _truth(c),
@@ -242,10 +259,10 @@ STEPS: tuple[Step, ...] = (
         name="export",
         what="the constrained decode as ONNX",
         function="train.export:run",
-        needs=("etl", "histories", "semantic_ids", "ugt_stage3", "evaluate"),
+        needs=("etl", "histories", "semantic_ids", *STAGES, "evaluate"),
         reads=lambda s: [s.decoding, s.histories],
         arguments=lambda c: {
-            "checkpoint_dir": c.paths["ugt_stage3"],
+            "checkpoint_dir": _checkpoint(c.paths),
             "semantic_ids_dir": c.paths["semantic_ids"],
             "etl_dir": c.paths["etl"],
             "histories_dir": c.paths["histories"],

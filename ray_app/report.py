@@ -1,11 +1,13 @@
-"""What a run says of itself: progress lines, the peak memory of all its processes, the closing tables."""
+"""What a run says of itself: progress lines, peak memory and CPU time of all its processes, the closing tables."""
 
 from __future__ import annotations
 
 import contextlib
+import platform
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,40 +15,54 @@ from rich.console import Console
 from rich.table import Table
 
 
-class PeakMemory:
-    """Peak over time of the summed RSS (GB) of this process and everything that descends from it, sampled each second.
+class Usage:
+    """Peak memory and CPU time of this process and everything that descends from it, sampled each second.
 
-    Shared pages are counted once per process that maps them, so the figure is an upper bound.
+    `peak_gb` is the peak over time of the summed RSS; shared pages are counted once per process that maps them, so it is an upper bound.
+    `cpu_seconds` (user and system) misses what a process used after its last sample.
     """
 
     def __init__(self, seconds: float = 1.0):
         self.peak_gb = 0.0
         self.at_peak: dict[str, float] = {}  # GB by name of process
+        self._cpu: dict[tuple[int, float], tuple[float, float]] = {}  # (pid, start) -> CPU seconds at the first sample and at the last
         self._seconds = seconds
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="usage", daemon=True)
 
-    def __enter__(self) -> PeakMemory:
+    def __enter__(self) -> Usage:
+        self._sample(first=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=5)
+        self._sample()
 
-    def _sample(self) -> None:
+    @property
+    def cpu_seconds(self) -> float:
+        """Since the beginning; a process that was born later counts from its birth."""
+        return sum(last - first for first, last in list(self._cpu.values()))
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._seconds):
+            self._sample()
+
+    def _sample(self, first: bool = False) -> None:
+        parts: Counter[str] = Counter()
         me = psutil.Process()
-        while True:
-            parts: Counter[str] = Counter()
-            with contextlib.suppress(psutil.Error):
-                for process in [me, *me.children(recursive=True)]:
-                    with contextlib.suppress(psutil.Error):
-                        parts[" ".join(process.cmdline()[:1])[-40:] or process.name()] += process.memory_info().rss
-            if parts.total() / 1e9 > self.peak_gb:
-                self.peak_gb = parts.total() / 1e9
-                self.at_peak = {name: round(size / 1e9, 2) for name, size in parts.most_common(12)}
-            if self._stop.wait(self._seconds):
-                return
+        with contextlib.suppress(psutil.Error):
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    parts[" ".join(process.cmdline()[:1])[-40:] or process.name()] += process.memory_info().rss
+                    times = process.cpu_times()
+                    used = times.user + times.system
+                    known = self._cpu.setdefault((process.pid, process.create_time()), (used if first else 0.0, used))
+                    self._cpu[process.pid, process.create_time()] = (known[0], used)
+        if parts.total() / 1e9 > self.peak_gb:
+            self.peak_gb = parts.total() / 1e9
+            self.at_peak = {name: round(size / 1e9, 2) for name, size in parts.most_common(12)}
 
 
 class Progress:
@@ -88,3 +104,22 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]], keys: Sequence[str
     for name, row in metrics.items():
         table.add_row(name, *[f"{row[key]:.4f}" if key in row else "" for key in used])
     return table
+
+
+def host() -> dict[str, Any]:
+    """The machine a figure was measured on."""
+    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
+    return {
+        "cpu": cpu,
+        "cores": psutil.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []

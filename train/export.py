@@ -30,6 +30,7 @@ from ugt.decoding import Constraints, beam_search, constraints, exact_log_probs
 from ugt.histories import HistoryConfig
 from ugt.model.config import DecodingConfig
 from ugt.model.embeddings import CatalogueTables
+from ugt.model.inference import encode
 from ugt.model.inputs import History, build_inputs
 from ugt.model.ugt import UGT
 from ugt.schema import UGTError
@@ -65,6 +66,7 @@ class DecodeGraph(nn.Module):
         third_C: Tensor,
         slot_allowed_FS: Tensor,
         group_live_FG: Tensor,
+        first_live_FK: Tensor,
         item_ID: Tensor,
         first_KD: Tensor,
         group_GD: Tensor,
@@ -75,9 +77,9 @@ class DecodeGraph(nn.Module):
         item_group_N: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         tables = CatalogueTables(item_ID, first_KD, group_GD, group_start_G, group_count_G, slot_item_S, item_slot_N, item_group_N)
-        limits = Constraints(exclude_BX, filter_B, slot_allowed_FS, group_live_FG, prior_BK)
+        limits = Constraints(exclude_BX, filter_B, slot_allowed_FS, group_live_FG, prior_BK, first_live_FK, item_BL)
         inputs = {"item_BL": item_BL, "action_BL": action_BL, "value_BL": value_BL, "gap_BL": gap_BL, "user_BU": user_BU}
-        beams = beam_search(self.model, self.model.encode(inputs, tables), length_B, context_B, tables, limits, beam_W, third_C)
+        beams = beam_search(self.model, encode(self.model, inputs, tables), length_B, context_B, tables, limits, beam_W, third_C)
         return beams.item_BW, beams.log_prob_BW, beams.user_BD
 
 
@@ -100,6 +102,7 @@ def example_inputs(model: UGT) -> dict[str, Tensor]:
         "third_C": torch.arange(max(2, items.largest_group)),
         "slot_allowed_FS": (items.slot_item_S >= 0).repeat(filters, 1),
         "group_live_FG": items.group_count_G.repeat(filters, 1),
+        "first_live_FK": items.group_count_G.view(items.k1, items.k2).sum(1).repeat(filters, 1),
         **tables,
     }
 

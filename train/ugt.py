@@ -63,6 +63,7 @@ def run(
         "training": training.model_dump(),
         "work_dir": str(work_dir),
         "history": history.model_dump(),
+        "started": time.time(),  # a stage's budget counts from here: starting the workers and loading are part of it
     }
     trainer.run(worker, task, f"ugt-stage{stage}", work_dir, workers=training.workers)
     if (work_dir / FAILURE).is_file():
@@ -102,7 +103,16 @@ def train_stage(task: dict[str, Any], rank: int = 0, workers: int = 1, report: C
         group_G = torch.zeros(model.items.k1 * model.items.k2, dtype=torch.int64).index_add(0, model.items.group_N, counts_N)
         model.level_heads.start_from_counts(group_G)
     plan = Plan(
-        f"stage{number}", stage.epochs, stage.learning_rate, stage.warmup, training.weight_decay, training.gradient_clip, training.validate_every, training.seed
+        name=f"stage{number}",
+        epochs=stage.epochs,
+        learning_rate=stage.learning_rate,
+        warmup=stage.warmup,
+        weight_decay=training.weight_decay,
+        gradient_clip=training.gradient_clip,
+        validate_every=training.validate_every,
+        seed=training.seed,
+        ema_decay=training.ema_decay,
+        seconds=max(1.0, task["started"] + stage.seconds - time.time()) if stage.seconds else 0.0,
     )
     objective = StageObjective(model, stage, training, counts_N)
     users = _validation_users(split, training)

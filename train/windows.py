@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ugt.histories import Split
-from ugt.model.inputs import History, build_inputs, context_codes
+from ugt.model.inputs import context_codes, gap_between, value_codes
 
 
 class Window(NamedTuple):
@@ -28,7 +28,7 @@ class Window(NamedTuple):
 
 
 class Batch(NamedTuple):
-    inputs: dict[str, NDArray[np.int64]]  # of build_inputs, and position_BQ, target_BQ (item + 1, 0 = none), context_BQ
+    inputs: dict[str, NDArray[np.int64]]  # as build_inputs makes them, and position_BQ, target_BQ (item + 1, 0 = none), context_BQ
     users: list[int]
     targets: int  # of the whole batch over all workers: what losses are divided by
 
@@ -45,6 +45,13 @@ def cut(lengths: NDArray[np.int64], max_length: int, overlap: float, rng: np.ran
             windows.append(Window(user, max(0, end - 1 - max_length), first, end))
             first, end = end, min(n, end + stride)
     return windows
+
+
+def _grid(start_B: NDArray[np.int64], length_B: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Places start .. start + length - 1 of each row, [B, width], the last one repeated (the first where there is none), and which of them count."""
+    step = np.arange(width)
+    counts = step < length_B[:, None]
+    return start_B[:, None] + np.minimum(step, np.maximum(length_B - 1, 0)[:, None]), counts
 
 
 @dataclass(frozen=True)
@@ -73,21 +80,25 @@ class TrainingWindows:
         h = self.split.histories
         mine = windows[rank::workers]
         counted = bool(mine)
-        mine = mine or windows[:1]
-        width = max(w.end - w.first for w in mine)
-        position, target, context = (np.zeros((len(mine), width), np.int64) for _ in range(3))
-        rows = []
-        for i, w in enumerate(mine):
-            base, n = int(h.offsets[w.user]), w.end - w.first
-            read, predicted = slice(base + w.start, base + w.end - 1), slice(base + w.first, base + w.end)
-            rows.append(History(h.items[read], h.actions[read], h.values[read], h.timestamps[read]))
-            position[i, :n] = np.arange(w.first, w.end) - w.start
-            target[i, :n] = (h.items[predicted] + 1) * counted
-            context[i, :n] = context_codes(h.timestamps[predicted])
-        users = [w.user for w in mine]
-        inputs = build_inputs(rows, np.zeros(len(mine), np.int64), self.user_UA[users], self.max_length)
-        inputs |= {"position_BQ": position, "target_BQ": target, "context_BQ": context}
-        return Batch(inputs, users, sum(w.end - w.first for w in windows))
+        user_B, start_B, first_B, end_B = np.array(mine or windows[:1], np.int64).T
+        base_B, length_B, width_B = h.offsets[user_B], end_B - 1 - start_B, end_B - first_B
+        read_BL, event_BL = _grid(base_B + start_B, length_B, max(1, int(length_B.max())))
+        predicted_BQ, target_BQ = _grid(base_B + first_B, width_B, int(width_B.max()))
+        before_BL = np.concatenate([read_BL[:, :1], read_BL[:, :-1]], axis=1)
+        later_BL = event_BL & (np.arange(event_BL.shape[1]) > 0)  # the gap before the first event of a window is unknown
+        times, before = h.timestamps[read_BL], h.timestamps[before_BL]
+        inputs = {
+            "item_BL": np.where(event_BL, h.items[read_BL].astype(np.int64) + 1, 0),
+            "action_BL": np.where(event_BL, h.actions[read_BL], 0).astype(np.int64),
+            "value_BL": np.where(event_BL, value_codes(h.values[read_BL]), 0),
+            "gap_BL": np.where(later_BL, gap_between(before, times), 0),
+            "length_B": length_B,
+            "user_BU": self.user_UA[user_B],
+            "position_BQ": np.where(target_BQ, np.arange(target_BQ.shape[1]) + (first_B - start_B)[:, None], 0),
+            "target_BQ": np.where(target_BQ, h.items[predicted_BQ].astype(np.int64) + 1, 0) * counted,
+            "context_BQ": np.where(target_BQ, context_codes(h.timestamps[predicted_BQ]), 0),
+        }
+        return Batch(inputs, user_B.tolist(), sum(w.end - w.first for w in windows))
 
     def codes_read(self) -> dict[str, list[NDArray[np.int64]]]:
         """By input, the codes that one epoch reads in each of its tables: what of the model's small tables is trained at all."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ugt.model.embeddings import ItemTable, rows
+from ugt.model.repeats import read_among
 
 
 def next_token(log_prob_M3: Tensor, level_weights: tuple[float, float, float]) -> Tensor:
@@ -19,19 +20,22 @@ def next_token(log_prob_M3: Tensor, level_weights: tuple[float, float, float]) -
     return -(log_prob_M3 * log_prob_M3.new_tensor(level_weights)).sum(-1)
 
 
-def dense_softmax(user_MD: Tensor, target_M: Tensor, item_ID: Tensor, negatives: int) -> Tensor:
-    """Softmax of the target against the catalogue, [M]; `target_M` are rows of the table.
+def dense_softmax(user_MD: Tensor, target_M: Tensor, item_ID: Tensor, negatives: int, read_ML: Tensor, repeat: Tensor) -> Tensor:
+    """Softmax of the target against the catalogue, [M]; `target_M` are rows of the table, `read_ML` those read before, whose logits get `repeat` more.
 
     With `negatives` > 0, that many items drawn uniformly stand for all others, shared by the batch, each counting for (N - 1) / negatives of
     them, which makes the loss an estimate of the full one at a fraction of its cost. Source: sampled softmax, Jean et al. 2015, section 3.
     """
     items = item_ID.shape[0] - 1
     if negatives == 0 or negatives >= items:
-        return F.cross_entropy(user_MD @ item_ID[1:].t(), target_M - 1, reduction="none")
+        every_N = torch.arange(1, items + 1, device=user_MD.device)
+        logits_MN = user_MD @ item_ID[1:].t() + repeat * read_among(read_ML, every_N, items + 1)
+        return F.cross_entropy(logits_MN, target_M - 1, reduction="none")
     drawn_R = torch.randint(1, items + 1, (negatives,), device=user_MD.device)
-    logits_MR = user_MD @ rows(item_ID, drawn_R).t() + torch.tensor((items - 1) / negatives).log()
+    logits_MR = user_MD @ rows(item_ID, drawn_R).t() + torch.tensor((items - 1) / negatives).log() + repeat * read_among(read_ML, drawn_R, items + 1)
     logits_MR = logits_MR.masked_fill(drawn_R == target_M[:, None], -torch.inf)
-    positive_M1 = (user_MD * rows(item_ID, target_M)).sum(-1, keepdim=True)
+    repeated_M1 = (read_ML == target_M[:, None]).any(1, keepdim=True)
+    positive_M1 = (user_MD * rows(item_ID, target_M)).sum(-1, keepdim=True) + repeat * repeated_M1
     return torch.logsumexp(torch.cat([positive_M1, logits_MR], dim=1), dim=1) - positive_M1[:, 0]
 
 

@@ -26,9 +26,19 @@ def top(score: NDArray, items: Ints, k: int) -> tuple[Ints, NDArray]:
     return items[order], score[order]
 
 
-def dense_candidates(user_vector_D: Floats, item_vectors_ND: Floats, k: int, forbidden: NDArray | None = None) -> tuple[Ints, Floats]:
-    """The k best items of the dense head. `forbidden` are item indices that must not appear, or a bool per item. O(N D)."""
+def dense_candidates(
+    user_vector_D: Floats,
+    item_vectors_ND: Floats,
+    k: int,
+    forbidden: NDArray | None = None,
+    read: NDArray | None = None,
+    repeat: float | np.float32 = 0.0,
+) -> tuple[Ints, Floats]:
+    """The k best items of the dense head. `forbidden` are item indices that must not appear, or a bool per item; `repeat` is the model's bias for the
+    item indices `read`, those of the history, each once. O(N D)."""
     score_N = item_vectors_ND @ user_vector_D
+    if read is not None:
+        score_N[read] += repeat
     if forbidden is not None and len(forbidden):
         score_N[forbidden] = -np.inf
     allowed = int(np.isfinite(score_N).sum())

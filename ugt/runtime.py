@@ -117,6 +117,7 @@ class Generator:
             "filter_B": filter_B,
             "slot_allowed_FS": slot_allowed_FS,
             "group_live_FG": group_live_FG,
+            "first_live_FK": group_live_FG.reshape(-1, self.k1, self.k2).sum(2),
             "prior_BK": np.stack([no_prior if r.prior is None else np.asarray(r.prior, np.float32) for r in requests]),
             "beam_W": np.arange(max(r.beam_width for r in requests), dtype=np.int64),
         }

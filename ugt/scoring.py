@@ -123,7 +123,7 @@ def decode(model: UGT, histories: Sequence[History], now: Sequence[int], user_BU
     inputs = tensors(build_inputs(histories, now, user_BU, model.config.max_length))
     tables = model.tables()
     state_BTD = model.encode(inputs, tables)
-    limits = constraints(model, exclude)
+    limits = constraints(model, exclude, read_BL=inputs["item_BL"])
     third_C = torch.arange(model.items.largest_group)
     return beam_search(model, state_BTD, inputs["length_B"], inputs["context_B"], tables, limits, torch.arange(beam_width), third_C)
 
@@ -148,7 +148,7 @@ def candidates(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        item_ND = model.tables().item_ID[1:].numpy()
+        item_ND, repeat = model.tables().item_ID[1:].numpy(), np.float32(model.repeats.of_dense)
     examples = [split.example(int(u), part) for u in users]
     # the target stays rankable even if it was seen before: it is the answer
     forbidden = [np.setdiff1d(e.items, [e.target]) if filtered else np.empty(0, np.int64) for e in examples]
@@ -162,7 +162,9 @@ def candidates(
         for i, row in enumerate(rows):
             live = (beams.item_BW[i] >= 0).numpy()
             items, log_probs, user_D = beams.item_BW[i].numpy()[live], beams.log_prob_BW[i].numpy()[live], beams.user_BD[i].numpy()
-            found[int(row)] = Candidates(items, log_probs, item_ND[items] @ user_D, *dense_candidates(user_D, item_ND, count, forbidden[row]))
+            read = np.unique(batch[i].items[-model.config.max_length :])
+            dense_of_items = item_ND[items] @ user_D + repeat * np.isin(items, read)
+            found[int(row)] = Candidates(items, log_probs, dense_of_items, *dense_candidates(user_D, item_ND, count, forbidden[row], read, repeat))
     model.train(was_training)
     return [found[row] for row in range(len(users))]
 

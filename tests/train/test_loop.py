@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,8 +62,11 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("at", [(0, 3), (2, 0), (3, 4)])
-def test_a_killed_training_ends_on_the_same_curve(tmp_path: Path, at: tuple[int, int]) -> None:
+def test_a_killed_training_ends_on_the_same_curve(tmp_path: Path, at: tuple[int, int], ema_decay: float) -> None:
+    plan = replace(PLAN, ema_decay=ema_decay)
+
     def cut_off(epoch: int) -> Sequence[Callable[[], Step]]:
         def step(i: int) -> Step:
             if (epoch, i) == at:
@@ -70,12 +75,40 @@ def test_a_killed_training_ends_on_the_same_curve(tmp_path: Path, at: tuple[int,
 
         return [partial(step, i) for i in range(5)]
 
-    whole, expected = train(tmp_path / "whole")
+    whole, expected = train(tmp_path / "whole", plan)
     with pytest.raises(Killed):
-        train(tmp_path / "cut", steps=cut_off)
-    model, progress = train(tmp_path / "cut")
+        train(tmp_path / "cut", plan, steps=cut_off)
+    model, progress = train(tmp_path / "cut", plan)
     assert without_times(progress) == without_times(expected)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("validate", [score, None], ids=["validated", "last epoch"])
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(tmp_path: Path, validate: Callable[[nn.Module], dict[str, float]] | None) -> None:
+    """Against an average made one step at a time: one epoch per step, so that the raw weights of each are in its checkpoint."""
+    decay, rises = 0.6, iter(range(100))
+    plan = replace(PLAN, epochs=8, ema_decay=decay)
+    expected = {name: value.clone() for name, value in Line().model.state_dict().items()}
+    validated = []
+
+    def rising(model: nn.Module) -> dict[str, float]:
+        validated.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"score": float(next(rises))}
+
+    def report(row: dict[str, Any]) -> None:
+        k = row["epoch"] + 1
+        raw = torch.load(tmp_path / STATE, weights_only=True)["model"]
+        share = min(decay, k / (k + 9))
+        for name in expected:
+            expected[name] = share * expected[name] + (1 - share) * raw[name]
+
+    line = Line()
+    fit(line, line.model, plan, lambda epoch: steps(epoch)[:1], rising if validate else None, tmp_path, report)
+    raw = torch.load(tmp_path / STATE, weights_only=True)["model"]
+    for name, value in line.model.state_dict().items():
+        assert torch.allclose(value, expected[name], atol=1e-6)
+        assert not torch.allclose(value, raw[name], atol=1e-4)
+        assert not validate or torch.equal(value, validated[-1][name])
 
 
 def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from train.windows import TrainingWindows, cut
 from ugt.histories import Histories
+from ugt.model.inputs import History, build_inputs, context_codes
 
 LENGTHS = [1, 2, 9, 10, 11, 40, 0, 73]
 
@@ -71,3 +72,27 @@ def test_the_codes_an_epoch_reads_are_those_of_the_train_part() -> None:
     assert set(read["action"][0].tolist()) == expected
     assert [table.tolist() for table in read["user"]] == [[0], [0], [0]]
     assert 0 not in read["context"][0]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_reads_what_a_request_with_the_same_events_would_read(workers: int) -> None:
+    """The arrays are cut from all histories at once; `build_inputs`, which serves, is the judge."""
+    data, h = windows(), windows().split.histories
+    rng = np.random.default_rng(0)
+    h.values[rng.random(len(h.values)) < 0.3] = np.nan
+    h.timestamps[rng.random(len(h.timestamps)) < 0.1] = 0
+    object.__setattr__(data.split, "histories", h)
+    for step in data.epoch(0):
+        for rank in range(workers):
+            made, mine = data.batch(step, rank, workers), step[rank::workers] or step[:1]
+            cuts = [slice(int(h.offsets[w.user]) + w.start, int(h.offsets[w.user]) + w.end - 1) for w in mine]
+            expected = build_inputs(
+                [History(h.items[c], h.actions[c], h.values[c], h.timestamps[c]) for c in cuts], [0] * len(mine), data.user_UA[[w.user for w in mine]], 8
+            )
+            del expected["context_B"]  # training has one for each target
+            for name, array in expected.items():
+                assert made.inputs[name].dtype == array.dtype
+                np.testing.assert_array_equal(made.inputs[name], array, err_msg=name)
+            for row, w in enumerate(mine):
+                targets = slice(int(h.offsets[w.user]) + w.first, int(h.offsets[w.user]) + w.end)
+                np.testing.assert_array_equal(made.inputs["context_BQ"][row, : w.end - w.first], context_codes(h.timestamps[targets]))

@@ -13,6 +13,8 @@ from ugt.model.config import ModelConfig
 from ugt.model.embeddings import ItemTable
 from ugt.semantic_ids import SemanticIds
 
+NOTHING_READ = (torch.zeros(200, 1, dtype=torch.int64), torch.zeros(()))
+
 
 def test_next_token_weighs_the_levels() -> None:
     assert next_token(torch.tensor([[-1.0, -2.0, -4.0]]), (0.5, 0.3, 0.2)).tolist() == pytest.approx([1.9])
@@ -21,12 +23,24 @@ def test_next_token_weighs_the_levels() -> None:
 def test_sampled_softmax_estimates_the_full_one() -> None:
     torch.manual_seed(0)
     user, table, target = torch.randn(200, 8) * 0.5, torch.cat([torch.zeros(1, 8), torch.randn(500, 8) * 0.5]), torch.randint(1, 501, (200,))
-    full = dense_softmax(user, target, table, 0).mean()
-    sampled = torch.stack([dense_softmax(user, target, table, 100).mean() for _ in range(20)]).mean()
+    full = dense_softmax(user, target, table, 0, *NOTHING_READ).mean()
+    sampled = torch.stack([dense_softmax(user, target, table, 100, *NOTHING_READ).mean() for _ in range(20)]).mean()
     assert sampled == pytest.approx(float(full), rel=0.02)  # the estimate of a logarithm is a little low
 
 
+@pytest.mark.parametrize("negatives", [0, 300])
+def test_an_item_read_before_is_as_likely_as_the_repeat_bias_says(negatives: int) -> None:
+    torch.manual_seed(0)
+    user, table, target = torch.zeros(200, 8), torch.zeros(501, 8), torch.full((200,), 7)
+    read = torch.tensor([[7, 3, 0]] * 100 + [[9, 3, 0]] * 100)
+    loss = dense_softmax(user, target, table, negatives, read, torch.tensor(-2.0))
+    # all logits are 0 but those of the two items read; the target is one of them in the first half
+    assert loss[:100].mean() == pytest.approx(2.0 + math.log(498 + 2 * math.exp(-2)), abs=0.02)
+    assert loss[100:].mean() == pytest.approx(math.log(498 + 2 * math.exp(-2)), abs=0.02)
+
+
 def test_hard_negatives_share_the_prefix_of_their_target() -> None:
+    torch.manual_seed(1)
     codes = np.array([(i % 3, i // 3 % 4, i // 12) for i in range(60)])
     ids = SemanticIds.from_codes(codes, [f"i{i:02d}" for i in range(60)], 3, 4, 8)
     items = ItemTable(ModelConfig(width=8), ids, np.zeros((60, 2), np.float32))

@@ -39,6 +39,7 @@ class StageConfig(Config):
     """One stage of training: how long, how fast, and the weight of each term of its loss (0 leaves a term out)."""
 
     epochs: int = Field(8, ge=0)
+    seconds: float = Field(0.0, ge=0)  # a budget of wall time that takes the place of `epochs`; 0: none
     learning_rate: float = Field(7e-3, gt=0)
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
     ntp_weight: float = Field(1.0, ge=0)
@@ -46,6 +47,10 @@ class StageConfig(Config):
     balance_weight: float = Field(0.01, ge=0)
     contrastive_weight: float = Field(0.0, ge=0)
     dpo_weight: float = Field(0.0, ge=0)
+
+    @property
+    def trains(self) -> bool:
+        return self.epochs > 0 or self.seconds > 0
 
 
 class TrainingConfig(Config):
@@ -57,6 +62,7 @@ class TrainingConfig(Config):
     seed: int = 0
     weight_decay: float = Field(0.01, ge=0)
     gradient_clip: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1)  # of the averaged weights that are validated and kept; 0: no average
     window_overlap: float = Field(0.5, ge=0, lt=1)  # of consecutive windows of a long history; each target counts once per epoch
     level_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of the three codes in the NTP loss
     dense_negatives: int = Field(512, ge=0)  # shared by the batch; 0: softmax over the whole catalogue

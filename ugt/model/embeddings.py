@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugt.model.config import ModelConfig
+from ugt.model.dropout import Dropout
 from ugt.model.inputs import ACTION_CODES, CONTEXT_CODES, GAP_CODES, VALUE_CODES
 from ugt.semantic_ids import SemanticIds
 
@@ -103,7 +104,7 @@ class HistoryEmbedding(nn.Module):
         self.position = nn.Embedding(config.max_length, d)
         self.user = nn.ModuleList(nn.Embedding(n, d) for n in user_sizes)
         self.token_type = nn.Embedding(2, d)
-        self.dropout = nn.Dropout(config.encoder_dropout)
+        self.dropout = Dropout(config.encoder_dropout)
         for table in self.modules():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ugt.model.attention import Attention, FeedForward
 from ugt.model.config import ModelConfig
+from ugt.model.dropout import Dropout
 
 
 class EncoderBlock(nn.Module):
@@ -22,7 +23,7 @@ class EncoderBlock(nn.Module):
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(d), nn.LayerNorm(d)
         self.attention = Attention(d, config.heads)
         self.feed_forward = FeedForward(d, d * config.feed_forward, config.encoder_dropout)
-        self.dropout = nn.Dropout(config.encoder_dropout)
+        self.dropout = Dropout(config.encoder_dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD = self.attention_norm(x_BTD)

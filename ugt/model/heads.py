@@ -4,7 +4,7 @@ Choices: a code is scored against the vector of the node it leads to (mean item 
 item table; L3 in particular, which counts items inside a group, means nothing by itself across groups. Nodes carry a bias that starts at
 the log frequency of training, because popularity is the first thing a short training would otherwise have to learn.
 
-Shapes: ... any leading dimensions, D width, K1/K2 codes, C slots of a group, G groups, M positions.
+Shapes: ... any leading dimensions, D width, K1/K2 codes, C slots of a group, G groups, M positions, R items of their groups.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ugt.model.embeddings import rows
+
+FEW_CODES = 128  # up to here a product for every L1 is cheaper than a copy of the kept ones' rows
 
 
 class LevelHeads(nn.Module):
@@ -40,6 +42,24 @@ class LevelHeads(nn.Module):
         node_K2D = group_GD.view(self.k1, self.k2, -1)[l1]
         return (node_K2D @ self.query[1](h_D)[..., None]).squeeze(-1) + self.group_bias_G.view(self.k1, self.k2)[l1]
 
+    def second_kept(self, h_MD: Tensor, l1_BW: Tensor, group_GD: Tensor) -> Tensor:
+        """The same logits [B, W, K2] for the beams of B requests, whose states [B W, D] are the same wherever a request holds an L1 twice.
+
+        Few L1 codes: a product for each of them, of all requests at once, so that no row of the table is copied. Many: as `second`.
+        """
+        batch, width = l1_BW.shape
+        nodes_KKD, query_MD = group_GD.view(self.k1, self.k2, -1), self.query[1](h_MD)
+        if self.k1 > FEW_CODES and (torch.jit.is_tracing() or l1_BW.numel() < self.k1):
+            logits_MK = (nodes_KKD[l1_BW.reshape(-1)] @ query_MD[..., None]).squeeze(-1)
+        else:
+            request_B1 = torch.arange(batch, device=l1_BW.device)[:, None]
+            row_BW = torch.arange(width, device=l1_BW.device) + request_B1 * width
+            row_BK = torch.zeros((batch, self.k1), dtype=torch.int64, device=l1_BW.device).scatter(1, l1_BW, row_BW)  # of an L1 nobody holds: any row
+            logits_KBK = query_MD[row_BK.t()] @ nodes_KKD.transpose(1, 2)
+            logits_MK = logits_KBK.reshape(-1, self.k2)[(l1_BW * batch + request_B1).reshape(-1)]
+        logits_MK = logits_MK + self.group_bias_G.view(self.k1, self.k2)[l1_BW.reshape(-1)]
+        return logits_MK.view(-1, width, self.k2)
+
     def second_sorted(self, h_MD: Tensor, l1_M: Tensor, group_GD: Tensor) -> Tensor:
         """The same logits [M, K2] for many paths: sorted by L1, one product per L1, no gather of K2 rows per path."""
         order_M = torch.argsort(l1_M, stable=True)
@@ -52,6 +72,12 @@ class LevelHeads(nn.Module):
     def third(self, h_D: Tensor, item_CD: Tensor) -> Tensor:
         """Logits of L3 over the items of a group, item_CD [..., C, D] to [..., C]."""
         return (item_CD @ self.query[2](h_D)[..., None]).squeeze(-1)
+
+    def third_of_legal(self, h_MD: Tensor, item_MC: Tensor, legal_MC: Tensor, item_ID: Tensor) -> Tensor:
+        """The same logits [M, C], 0 where no item is: most groups are far smaller than the largest, and only rows of items are copied."""
+        path_R = legal_MC.nonzero()[:, 0]
+        logit_R = (rows(self.query[2](h_MD), path_R) * rows(item_ID, item_MC[legal_MC])).sum(-1)
+        return logit_R.new_zeros(legal_MC.shape).masked_scatter(legal_MC, logit_R)
 
 
 class DenseHead(nn.Module):

@@ -39,11 +39,15 @@ def gap_codes(timestamps: ArrayLike) -> IntArray:
     """Code of the time since the previous event; 0 for the first event and where a timestamp is missing."""
     t = np.asarray(timestamps, dtype=np.int64)
     codes = np.zeros(len(t), dtype=np.int64)
-    if len(t) > 1:
-        minutes = np.maximum(t[1:] - t[:-1], 0) // 60
-        code = np.minimum(np.floor(np.log2(minutes + 1.0)).astype(np.int64) + 1, GAP_CODES - 1)
-        codes[1:] = np.where((t[1:] > 0) & (t[:-1] > 0), code, 0)
+    codes[1:] = gap_between(t[:-1], t[1:])
     return codes
+
+
+def gap_between(before: IntArray, after: IntArray) -> IntArray:
+    """Code of the time from one event to the next, element by element; 0 where either timestamp is missing."""
+    minutes = np.maximum(after - before, 0) // 60
+    code = np.minimum(np.floor(np.log2(minutes + 1.0)).astype(np.int64) + 1, GAP_CODES - 1)
+    return np.where((after > 0) & (before > 0), code, 0)
 
 
 def value_codes(values: ArrayLike) -> IntArray:

@@ -3,7 +3,7 @@
 Choices: capacity and jitter act in training only; when serving, every expert is computed and the gates of the unchosen ones are zero, so an answer
 never depends on who shares the batch and the ONNX graph has no data-dependent shape. Over capacity, tokens with the smallest gates go without.
 
-Shapes: M tokens, D width, E experts, F hidden width of an expert, k experts per token.
+Shapes: M tokens, D width, E experts, F hidden width of an expert, k experts per token, R choices (of M k) that are carried out.
 Source: Shazeer et al. 2017 (top-k gating); Fedus et al. 2021, section 2.2 (capacity, load-balancing loss); jitter as there.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ugt.model.attention import FeedForward
 from ugt.model.config import ModelConfig
+from ugt.model.dropout import Dropout, jittered
 
 
 class MixtureOfExperts(nn.Module):
@@ -30,7 +31,7 @@ class MixtureOfExperts(nn.Module):
         self.up_bias_EF = nn.Parameter(torch.zeros(e, f))
         self.down_EFD = nn.Parameter(torch.empty(e, f, d).uniform_(-1, 1) / math.sqrt(f))
         self.down_bias_ED = nn.Parameter(torch.zeros(e, d))
-        self.dropout = nn.Dropout(config.decoder_dropout)
+        self.dropout = Dropout(config.decoder_dropout)
         self.shared = FeedForward(d, f, config.decoder_dropout) if config.shared_expert else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +39,7 @@ class MixtureOfExperts(nn.Module):
         x_MD = x.reshape(-1, x.shape[-1])
         routed_MD = x_MD
         if self.training and self.jitter:
-            routed_MD = x_MD * torch.empty_like(x_MD).uniform_(1 - self.jitter, 1 + self.jitter)
+            routed_MD = jittered(x_MD, self.jitter)
         probability_ME = F.softmax(self.router(routed_MD), dim=-1)
         gate_Mk, expert_Mk = probability_ME.topk(self.chosen, dim=-1)
         gate_Mk = gate_Mk / gate_Mk.sum(-1, keepdim=True)
@@ -50,18 +51,22 @@ class MixtureOfExperts(nn.Module):
         return y_MD.reshape(x.shape), balance
 
     def _dispatch(self, x_MD: Tensor, gate_Mk: Tensor, expert_Mk: Tensor) -> Tensor:
-        """Each expert gathers its tokens, at most `capacity` of them: O(M k D F)."""
-        capacity = math.ceil(self.capacity_factor * expert_Mk.numel() / self.experts)
-        y_MD = torch.zeros_like(x_MD)
-        for e in range(self.experts):
-            token, place = (expert_Mk == e).nonzero(as_tuple=True)
-            gate = gate_Mk[token, place]
-            if len(token) > capacity:
-                keep = gate.topk(capacity).indices
-                token, gate = token[keep], gate[keep]
-            h = self.dropout(F.gelu(x_MD[token] @ self.up_EDF[e] + self.up_bias_EF[e]))
-            y_MD = y_MD.index_add(0, token, gate[:, None] * (h @ self.down_EFD[e] + self.down_bias_ED[e]))
-        return y_MD
+        """Tokens sorted by expert, at most `capacity` for each, every expert on its own range of them: O(M k D F)."""
+        expert_S = expert_Mk.flatten()  # S = M k: token by token, choice by choice
+        order_R = expert_S.argsort(stable=True)
+        loads = torch.bincount(expert_S, minlength=self.experts).tolist()
+        capacity = math.ceil(self.capacity_factor * len(expert_S) / self.experts)
+        if max(loads) > capacity:
+            kept = [s if len(s) <= capacity else s[gate_Mk.flatten()[s].topk(capacity).indices] for s in order_R.split(loads)]
+            order_R, loads = torch.cat(kept), [len(s) for s in kept]
+        x_RD = F.embedding(order_R // self.chosen, x_MD)
+        up = [torch.addmm(self.up_bias_EF[e], x_eD, self.up_EDF[e]) for e, x_eD in enumerate(x_RD.split(loads))]
+        h_RF = self.dropout(F.gelu(torch.cat(up)))
+        down = [torch.addmm(self.down_bias_ED[e], h_eF, self.down_EFD[e]) for e, h_eF in enumerate(h_RF.split(loads))]
+        # where each choice of each token went; the last row, of zeros, is for those over capacity
+        place_S = torch.full_like(expert_S, len(order_R)).scatter(0, order_R, torch.arange(len(order_R), device=order_R.device))
+        y_RD = torch.cat([*down, x_MD.new_zeros(1, x_MD.shape[1])])
+        return (F.embedding(place_S.view_as(expert_Mk), y_RD) * gate_Mk[..., None]).sum(1)
 
     def _all_experts(self, x_MD: Tensor, gate_Mk: Tensor, expert_Mk: Tensor) -> Tensor:
         """Every expert on every token, weighted by its gate (0 if unchosen): O(M E D F), no data-dependent shape."""
