@@ -8,6 +8,8 @@ Shapes: B windows, Q targets of a window, M targets of a batch, P positions samp
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +55,8 @@ class StageObjective(nn.Module):
         if "dense" in weights or "contrastive" in weights:
             user_MD = model.user_vectors(take(state_BTD, position_BQ)[valid_BQ], context_BQ[valid_BQ])
             read_ML = (batch["item_BL"][:, None] * read_before(position_BQ, batch["item_BL"].shape[1]).long())[valid_BQ]
-            terms["dense"] = dense_softmax(user_MD, target_M, tables.item_ID, config.dense_negatives, (read_ML, model.repeats.of_dense)).sum()
+            with drawn_alike(batch):
+                terms["dense"] = dense_softmax(user_MD, target_M, tables.item_ID, config.dense_negatives, (read_ML, model.repeats.of_dense)).sum()
             if "contrastive" in weights:
                 terms["contrastive"] = self._contrastive(user_MD, target_M, tables)
         if "dpo" in weights:
@@ -108,6 +111,15 @@ class StageObjective(nn.Module):
         shared_BW = same_BW3[..., 0].long() + (same_BW3[..., 0] & same_BW3[..., 1]).long()
         shared_BW = torch.where(beams.item_BW >= 0, shared_BW * beams.item_BW.shape[1] - torch.arange(beams.item_BW.shape[1]), -(10**6))
         return beams.item_BW.gather(1, shared_BW.argmax(1, keepdim=True)) + 1
+
+
+@contextmanager
+def drawn_alike(batch: dict[str, Tensor]) -> Iterator[None]:
+    """Within it, what is drawn follows from the step's seed alone: every worker, and every part of a step, draws the same shared negatives."""
+    device = batch["seed"].device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(batch["seed"]))
+        yield
 
 
 def distinct(item_BX: Tensor) -> Tensor:

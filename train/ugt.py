@@ -112,12 +112,18 @@ def train_stage(task: dict[str, Any], rank: int = 0, workers: int = 1, report: C
         validate_every=training.validate_every,
         seed=training.seed,
         ema_decay=training.ema_decay,
+        schedule=training.schedule,
+        accumulation=training.accumulation,
+        patience=training.patience,
+        precision=training.precision,
+        strategy=training.strategy,
+        zero_stage=training.zero_stage,
         seconds=max(1.0, task["started"] + stage.seconds - time.time()) if stage.seconds else 0.0,
     )
     objective = StageObjective(model, stage, training, counts_N)
     users = _validation_users(split, training)
     validate = partial(_validation, split=split, users=users, user_UA=user_UA[users], beam_width=training.validation_beam) if len(users) else None
-    progress = fit(objective, model, plan, partial(_steps, windows, rank, workers), validate, work_dir, report)
+    progress = fit(objective, model, plan, partial(_steps, windows, rank, workers, training.accumulation), validate, work_dir, report)
     if rank == 0:
         model.settle_unread(windows.codes_read())
         _write(model, progress, number, split, users, user_UA[users], training, work_dir / RESULT, time.monotonic() - begun)
@@ -139,14 +145,15 @@ def _start(task: dict[str, Any], config: ModelConfig) -> UGT:
     return model
 
 
-def _steps(windows: TrainingWindows, rank: int, workers: int, epoch: int) -> Sequence[Callable[[], Step]]:
-    return [partial(_step, windows, part, rank, workers) for part in windows.epoch(epoch)]
+def _steps(windows: TrainingWindows, rank: int, workers: int, accumulation: int, epoch: int) -> Sequence[Callable[[], Step]]:
+    """This worker's parts of each step: one step after the other, `accumulation` parts each."""
+    return [partial(_step, windows, step, k * workers + rank, workers * accumulation) for step in windows.epoch(epoch) for k in range(accumulation)]
 
 
-def _step(windows: TrainingWindows, part: list[Window], rank: int, workers: int) -> Step:
-    batch = windows.batch(part, rank, workers)
-    names = [windows.split.histories.user_ids[u] for u in batch.users]
-    return Step(tensors(batch.inputs), batch.targets, f"users {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}")
+def _step(windows: TrainingWindows, part: list[Window], rank: int, parts: int) -> Step:
+    batch = windows.batch(part, rank, parts)
+    names = [windows.split.histories.user_ids[u] for u in batch.users[:5]]
+    return Step(tensors(batch.inputs), batch.targets, f"users {', '.join(names)}{' and others' if len(batch.users) > 5 else ''}")
 
 
 def _validation_users(split: history_files.Split, training: TrainingConfig) -> np.ndarray:

@@ -94,8 +94,7 @@ class SasRecObjective(nn.Module):
         target_BQ = batch["target_BQ"]
         valid_BQ = target_BQ > 0
         user_MD = take(self.model(batch["item_BL"]), batch["position_BQ"])[valid_BQ]
-        nothing_M0, none = target_BQ.new_zeros(len(user_MD), 0), user_MD.new_zeros(())  # UGT's bias for repeats is no part of SASRec
-        return {"loss": dense_softmax(user_MD, target_BQ[valid_BQ], self.model.item.weight, self.negatives, nothing_M0, none).sum()}
+        return {"loss": dense_softmax(user_MD, target_BQ[valid_BQ], self.model.item.weight, self.negatives).sum()}
 
 
 def save(model: SasRec, folder: Path, **card: object) -> None:
