@@ -98,7 +98,7 @@ def test_padding_takes_no_part_in_training(model: UGT) -> None:
     wide = [torch.cat([x, torch.zeros(2, 9, dtype=torch.int64)], dim=1) for x in (position, context, target)]
     tables = trained.tables()
     state = trained.encode(inputs, tables)
-    (narrow, balance), (padded, padded_balance) = (trained.path_log_probs(state, *x, tables) for x in ((position, context, target), wide))
+    (narrow, balance), (padded, padded_balance) = (trained.path_log_probs(state, *x, tables, inputs["item_BL"]) for x in ((position, context, target), wide))
     assert torch.allclose(narrow, padded, atol=1e-5)
     assert balance.item() == pytest.approx(padded_balance.item(), abs=1e-6)
 
