@@ -16,10 +16,10 @@ from serve.retriever import Candidates
 from serve.versions import Fusion, VersionSource
 from train.windows import TrainingWindows
 from ugt.api import RecommendRequest, RequestContext
+from ugt.filters import Filters
 from ugt.histories import Histories
 from ugt.model.inputs import History, UserVocabulary, build_inputs
 from ugt.ranking import dense_candidates, fuse
-from ugt.filters import Filters
 from ugt.runtime import CARD, GenerationRequest, Generator
 from ugt.schema import ACTION_IDS, User
 from ugt.settings import StoresConfig

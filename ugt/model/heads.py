@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ugt.model.embeddings import rows
 
-
 FEW_CODES = 128  # up to here a product for every L1 is cheaper than a copy of the kept ones' rows
 
 
