@@ -262,7 +262,7 @@ STEPS: tuple[Step, ...] = (
         what="the constrained decode as ONNX",
         function="train.export:run",
         needs=("etl", "histories", "semantic_ids", *STAGES, "evaluate"),
-        reads=lambda s: [s.decoding, s.histories],
+        reads=lambda s: [s.decoding, s.histories, s.export],
         arguments=lambda c: {
             "checkpoint_dir": _checkpoint(c.paths),
             "semantic_ids_dir": c.paths["semantic_ids"],
@@ -271,10 +271,11 @@ STEPS: tuple[Step, ...] = (
             "evaluate_dir": c.paths["evaluate"],
             "decoding": c.settings.decoding,
             "history": c.settings.histories,
+            "config": c.settings.export,
             "out_dir": c.out,
         },
         shown=("same_top10", "max_difference", "exact_same_top10", "megabytes"),
-        version=2,
+        version=3,
     ),
 )
 STEP_NAMES = tuple(step.name for step in STEPS)

@@ -15,6 +15,7 @@ from serve.logs import logger
 from serve.metrics import GeneratorMetrics
 from serve.versions import StaleVersionError, VersionSource
 from ugt.model.config import DecodingConfig
+from ugt.providers import ExecutionProvider
 from ugt.runtime import STRATEGIES, GenerationRequest
 from ugt.runtime import Generator as Runtime
 from ugt.schema import DecodingStrategy
@@ -53,8 +54,8 @@ class Generated:
 
 @serve.deployment
 class Generator:
-    def __init__(self, source: VersionSource, threads: int = 1):
-        self._source, self._threads = source, threads
+    def __init__(self, source: VersionSource, threads: int = 1, provider: ExecutionProvider = "cpu"):
+        self._source, self._threads, self._provider = source, threads, provider
         self._version = ""
         self._pool = ThreadPoolExecutor(1, "onnx")  # one batch at a time: the next one gathers meanwhile
         self._metrics = GeneratorMetrics()
@@ -64,7 +65,7 @@ class Generator:
         """Load the version named by `user_config`; called at start and when the configuration changes. The old one answers until then."""
         start = time.monotonic()
         folder = self._source.folder(user_config["version"])
-        runtime = Runtime(folder, threads=self._threads)
+        runtime = Runtime(folder, threads=self._threads, provider=self._provider)
         catalogue = self._source.catalogue(folder)
         self._runtime, self._catalogue, self._version = runtime, catalogue, user_config["version"]
         self._decoding = DecodingConfig(**runtime.card["decoding"])

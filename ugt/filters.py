@@ -26,7 +26,7 @@ class Filters:
         self._live_S = slot_item_S >= 0
         self._item_S = np.maximum(slot_item_S, 0)
         self._group_S = np.where(self._live_S, tables["item_group_N"][self._item_S], 0)
-        self._count_G, self._k1 = np.asarray(tables["group_count_G"], np.int64), k1
+        self._groups, self._k1 = len(tables["group_count_G"]), k1
         self._known: OrderedDict[Key, dict[str, NDArray]] = OrderedDict()
         self._lock = Lock()
 
@@ -48,11 +48,8 @@ class Filters:
                 self._known.move_to_end(key)
                 return self._known[key]
         slot_FS = np.stack([self._live_S if mask_N is None else self._live_S & mask_N[self._item_S] for mask_N in masks])
-        live = [
-            self._count_G if m is None else np.bincount(self._group_S[slot_S], minlength=len(self._count_G)) for m, slot_S in zip(masks, slot_FS, strict=True)
-        ]
-        group_FG = np.stack(live).astype(np.int64)
-        made = {"slot_allowed_FS": slot_FS, "group_live_FG": group_FG, "first_live_FK": group_FG.reshape(len(group_FG), self._k1, -1).sum(2)}
+        group_FG = np.stack([np.bincount(self._group_S[slot_S], minlength=self._groups) for slot_S in slot_FS]).astype(np.int32)
+        made = {"slot_allowed_FS": slot_FS, "group_live_FG": group_FG, "first_live_FK": group_FG.reshape(len(group_FG), self._k1, -1).sum(2, dtype=np.int32)}
         with self._lock:
             self._known[key] = made
             if len(self._known) > KEPT:

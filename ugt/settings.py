@@ -16,7 +16,8 @@ from ugt.evaluation import EvaluationConfig
 from ugt.features import FeatureConfig
 from ugt.fusion import AutoencoderConfig
 from ugt.histories import HistoryConfig
-from ugt.model.config import CurvesConfig, DecodingConfig, ModelConfig, TrainingConfig
+from ugt.model.config import CurvesConfig, DecodingConfig, ExportConfig, ModelConfig, TrainingConfig
+from ugt.providers import ExecutionProvider
 from ugt.schema import Config, SourceKind, UGTError
 from ugt.semantic_ids import SemanticIdConfig
 from ugt.synthetic import SampleConfig
@@ -49,6 +50,7 @@ class ServeConfig(Config):
     fallback_budget_ms: int = 50
     max_queued_requests: int = 64
     generator_threads: int = 1  # of ONNX Runtime; batches run one at a time
+    execution_provider: ExecutionProvider = "cpu"  # of ONNX Runtime; cuda and tensorrt need onnxruntime-gpu
     model_name: str = "ugt"
 
 
@@ -81,6 +83,7 @@ class Settings(BaseSettings):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig = DecodingConfig()
+    export: ExportConfig = ExportConfig()
     curves: CurvesConfig = CurvesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     stores: StoresConfig = StoresConfig()

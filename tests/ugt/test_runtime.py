@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.export import write_graphs
+from train.graph import table_arrays, write_graphs
 from ugt import runtime
 from ugt.decoding import constraints
 from ugt.model.config import DecodingConfig, ModelConfig
@@ -37,8 +37,7 @@ def make_model() -> UGT:
 def write_version(model: UGT, folder: Path) -> Path:
     folder.mkdir(parents=True)
     write_graphs(model, folder)
-    with torch.no_grad():
-        tables = {name: value.numpy() for name, value in model.tables()._asdict().items()}
+    tables = table_arrays(model)
     np.savez(folder / runtime.TABLES, **tables)
     np.save(folder / runtime.VECTORS, tables["item_ID"][1:])
     card = {"config": model.config.model_dump(), "vocabulary": model.vocabulary.to_json()}
