@@ -150,7 +150,7 @@ def _start(task: dict[str, Any], config: ModelConfig) -> UGT:
     semantic_ids_dir = Path(task["semantic_ids_dir"])
     if task["init_dir"] is None:
         people = read_table(Path(task["users_dir"]), USERS)
-        vocabulary = UserVocabulary.fit(people["gender"].to_pylist(), people["occupation"].to_pylist())
+        vocabulary = UserVocabulary.fit({name: people[name].to_pylist() for name in people.column_names}, config.user_attributes)
         return new_model(config, semantic_ids_dir, vocabulary)
     model = load_checkpoint(Path(task["init_dir"]), semantic_ids_dir)
     if model.config != config:

@@ -27,7 +27,7 @@ def test_context_is_the_part_of_the_day_and_of_the_week() -> None:
 
 
 def test_user_attributes_not_seen_in_training_are_unknown() -> None:
-    vocabulary = UserVocabulary.from_json(UserVocabulary.fit(["M", None, "F"], ["artist", None, ""]).to_json())
+    vocabulary = UserVocabulary.from_json(UserVocabulary.fit({"gender": ["M", None, "F"], "age": [None, 30, 5], "occupation": ["artist", None, ""]}).to_json())
     assert vocabulary.sizes == (3, AGE_CODES, 2)
     assert vocabulary.codes({"gender": "M", "age": 34, "occupation": "artist"}) == (2, 4, 1)
     assert vocabulary.codes({"gender": "X", "age": 190}) == (0, AGE_CODES - 1, 0)
