@@ -382,6 +382,38 @@ def bench_quality(
     write_json(json_path, report)
 
 
+@bench_app.command("decode")
+def bench_decode(
+    config: ConfigPath = None,
+    version: Annotated[str | None, typer.Option(help="Version in the registry (or production) whose model is taken instead of a generated one.")] = None,
+    beam: Annotated[int, typer.Option(help="Beam width.")] = 50,
+    items: Annotated[int, typer.Option(help="Items of the generated catalogue.")] = 12_101,
+    large_items: Annotated[int, typer.Option(help="Items of the large one; 0 leaves it out.")] = 1_000_000,
+    width: Annotated[int, typer.Option(help="Width of the generated model; --config gives all of its sizes.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Single requests of each contender.")] = 200,
+    batch_rounds: Annotated[int, typer.Option(help="Batches of 32 of each contender.")] = 20,
+    sequences: Annotated[int, typer.Option(help="Decoded items that are judged for legality.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="Seed of trie, weights and requests.")] = 0,
+    json_path: JsonPath = None,
+) -> None:
+    """Time of the constrained decode: ONNX Runtime, PyTorch, int8, fp16, a million items, a Hugging Face model; legality of what comes out."""
+    from ray_app.bench import decode as bench
+    from ray_app.bench.generated import model_of
+
+    writable(json_path, "--json")
+    settings = settings_of(config)
+    sizes = settings.model if config else bench.DecodeBench().model.model_copy(update={"width": width, "heads": max(1, width // 32)})
+    options = {"beam": beam, "items": items, "large_items": large_items, "rounds": rounds, "batch_rounds": batch_rounds, "sequences": sequences, "seed": seed}
+    asked = bench.DecodeBench(model=sizes, **options)
+    report = bench.run(asked, model_of(settings, version) if version else None, lambda text: console.print(f" {text}", highlight=False, soft_wrap=True))
+    console.print(
+        f" {report['ratio_to_hf_generate']}x Hugging Face, {report['illegal']} illegal of {report['sequences']:,} sequences", highlight=False, soft_wrap=True
+    )
+    write_json(json_path, report)
+    if report["illegal"]:
+        raise UGTError(f"{report['illegal']} illegal items were decoded.")
+
+
 @job_app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def job_submit(context: typer.Context, address: Address = "", wait: Annotated[bool, typer.Option(help="Follow the log to the end.")] = True) -> None:
     """Run `ugt ARGUMENTS` as a Ray job: ugt job submit -- demo --source sample."""
