@@ -147,6 +147,27 @@ def train_ugt(
 _step_command(export_app, "onnx", "export", "The constrained decode as ONNX graphs, checked against PyTorch.")
 
 
+@export_app.command("triton")
+def export_triton(
+    out: Annotated[Path, typer.Option(help="Model repository to write into.")],
+    config: ConfigPath = None,
+    version: Annotated[str, typer.Option(help="A version, or production.")] = "production",
+    name: Annotated[str, typer.Option(help="Name of the model; the other strategies append theirs.")] = "ugt",
+    provider: Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")] = "cpu",
+    json_path: JsonPath = None,
+) -> None:
+    """A Triton model repository of a version: config.pbtxt and graph per decoding strategy, the tables beside them."""
+    from ray_app import serving
+    from train.triton import write_repository
+
+    writable(json_path, "--json")
+    found = serving.find(settings_of(config), version)
+    folders = write_repository(found.folder, out, name, provider)  # type: ignore[arg-type]  # a name that is none is refused there
+    for folder in folders.values():
+        console.print(f" written       {folder}", highlight=False, soft_wrap=True)
+    write_json(json_path, {"version": found.number, "models": {model: str(folder) for model, folder in folders.items()}})
+
+
 @data_app.command("materialize")
 def data_materialize(config: ConfigPath = None, version: Annotated[str, typer.Option(help="A version, or production.")] = "production") -> None:
     """Load the online stores (Redis, Milvus, SQL) with the data of a model version."""

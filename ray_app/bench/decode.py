@@ -7,6 +7,7 @@ First calls are not counted. Needs no data.
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 import time
@@ -23,7 +24,8 @@ from ray_app.bench import generated
 from ray_app.bench.hf_generate import EncoderDecoder, parameters_beside_items
 from ray_app.report import host
 from train.agreement import agreement
-from ugt.decoding import beam_search, constraints
+from ugt.cuda_graphs import CapturedDecode
+from ugt.decoding import Constraints, beam_search, constraints
 from ugt.model.config import DecodingConfig, ModelConfig
 from ugt.model.inputs import History, build_inputs
 from ugt.model.ugt import UGT
@@ -80,6 +82,8 @@ def _measured(bench: DecodeBench, model: UGT, folder: Path, say: Say) -> dict[st
         "d64": small_generator.recommend,
         "hf_generate": lambda batch: rival.generate([r.items for r in batch], bench.beam),
     }
+    if torch.cuda.is_available():
+        calls["cuda_graph"] = CudaGraphDecode(model, bench.beam)
     large_requests: list[GenerationRequest] = []
     trie_mb = 0.0
     if bench.large_items:
@@ -140,11 +144,27 @@ class TorchDecode:
 
     @torch.inference_mode()
     def __call__(self, requests: list[GenerationRequest]) -> Any:
-        model, histories = self._model, [History(r.items, r.actions, r.values, r.timestamps) for r in requests]
-        users = [model.vocabulary.codes(r.user) for r in requests]
-        inputs = tensors(build_inputs(histories, [r.now for r in requests], users, model.config.max_length))
-        limits = constraints(model, [np.unique(r.exclude) for r in requests])
+        model = self._model
+        inputs, limits = _arrays(model, requests)
         return beam_search(model, model.encode(inputs, self._tables), inputs["length_B"], inputs["context_B"], self._tables, limits, *self._sizes)
+
+
+class CudaGraphDecode:
+    """The same requests on a GPU, each size of batch recorded once (`ugt.cuda_graphs`)."""
+
+    def __init__(self, model: UGT, beam_width: int):
+        self._cpu = model
+        self._decode = CapturedDecode(copy.deepcopy(model), beam_width)
+
+    def __call__(self, requests: list[GenerationRequest]) -> Any:
+        return self._decode(*_arrays(self._cpu, requests))
+
+
+def _arrays(model: UGT, requests: list[GenerationRequest]) -> tuple[dict[str, torch.Tensor], Constraints]:
+    """Model inputs and constraints of requests without a filter."""
+    histories, users = [History(r.items, r.actions, r.values, r.timestamps) for r in requests], [model.vocabulary.codes(r.user) for r in requests]
+    inputs = tensors(build_inputs(histories, [r.now for r in requests], users, model.config.max_length))
+    return inputs, constraints(model, [np.unique(r.exclude) for r in requests])
 
 
 def _small(bench: DecodeBench, model: UGT) -> UGT:
