@@ -147,6 +147,27 @@ def train_ugt(
 _step_command(export_app, "onnx", "export", "The constrained decode as ONNX graphs, checked against PyTorch.")
 
 
+@export_app.command("triton")
+def export_triton(
+    out: Annotated[Path, typer.Option(help="Model repository to write into.")],
+    config: ConfigPath = None,
+    version: Annotated[str, typer.Option(help="A version, or production.")] = "production",
+    name: Annotated[str, typer.Option(help="Name of the model; the other strategies append theirs.")] = "ugt",
+    provider: Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")] = "cpu",
+    json_path: JsonPath = None,
+) -> None:
+    """A Triton model repository of a version: config.pbtxt and graph per decoding strategy, the tables beside them."""
+    from ray_app import serving
+    from train.triton import write_repository
+
+    writable(json_path, "--json")
+    found = serving.find(settings_of(config), version)
+    folders = write_repository(found.folder, out, name, provider)  # type: ignore[arg-type]  # a name that is none is refused there
+    for folder in folders.values():
+        console.print(f" written       {folder}", highlight=False, soft_wrap=True)
+    write_json(json_path, {"version": found.number, "models": {model: str(folder) for model, folder in folders.items()}})
+
+
 @data_app.command("materialize")
 def data_materialize(config: ConfigPath = None, version: Annotated[str, typer.Option(help="A version, or production.")] = "production") -> None:
     """Load the online stores (Redis, Milvus, SQL) with the data of a model version."""
@@ -380,6 +401,38 @@ def bench_quality(
         console.print(f" {head:<13} {rows}", highlight=False, soft_wrap=True)
     console.print(f" {report['train_seconds']:.0f} s of {budget_minutes * 60:.0f} s, {report['params']:,} parameters", highlight=False)
     write_json(json_path, report)
+
+
+@bench_app.command("decode")
+def bench_decode(
+    config: ConfigPath = None,
+    version: Annotated[str | None, typer.Option(help="Version in the registry (or production) whose model is taken instead of a generated one.")] = None,
+    beam: Annotated[int, typer.Option(help="Beam width.")] = 50,
+    items: Annotated[int, typer.Option(help="Items of the generated catalogue.")] = 12_101,
+    large_items: Annotated[int, typer.Option(help="Items of the large one; 0 leaves it out.")] = 1_000_000,
+    width: Annotated[int, typer.Option(help="Width of the generated model; --config gives all of its sizes.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Single requests of each contender.")] = 200,
+    batch_rounds: Annotated[int, typer.Option(help="Batches of 32 of each contender.")] = 20,
+    sequences: Annotated[int, typer.Option(help="Decoded items that are judged for legality.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="Seed of trie, weights and requests.")] = 0,
+    json_path: JsonPath = None,
+) -> None:
+    """Time of the constrained decode: ONNX Runtime, PyTorch, int8, fp16, a million items, a Hugging Face model; legality of what comes out."""
+    from ray_app.bench import decode as bench
+    from ray_app.bench.generated import model_of
+
+    writable(json_path, "--json")
+    settings = settings_of(config)
+    sizes = settings.model if config else bench.DecodeBench().model.model_copy(update={"width": width, "heads": max(1, width // 32)})
+    options = {"beam": beam, "items": items, "large_items": large_items, "rounds": rounds, "batch_rounds": batch_rounds, "sequences": sequences, "seed": seed}
+    asked = bench.DecodeBench(model=sizes, **options)
+    report = bench.run(asked, model_of(settings, version) if version else None, lambda text: console.print(f" {text}", highlight=False, soft_wrap=True))
+    console.print(
+        f" {report['ratio_to_hf_generate']}x Hugging Face, {report['illegal']} illegal of {report['sequences']:,} sequences", highlight=False, soft_wrap=True
+    )
+    write_json(json_path, report)
+    if report["illegal"]:
+        raise UGTError(f"{report['illegal']} illegal items were decoded.")
 
 
 @job_app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
