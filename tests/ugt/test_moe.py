@@ -27,7 +27,7 @@ def test_a_token_passes_through_its_top_experts_and_the_shared_one(chosen: int, 
     made, _ = moe(x_MD)
     for x, y in zip(x_MD, made, strict=True):
         probability = F.softmax(moe.router(x), dim=0)
-        best = sorted(range(4), key=lambda e: -float(probability[e]))[:chosen]
+        best = sorted(range(4), key=lambda e: -probability[e].item())[:chosen]
         expected = sum(
             probability[e] / probability[best].sum() * (F.gelu(x @ moe.up_EDF[e] + moe.up_bias_EF[e]) @ moe.down_EFD[e] + moe.down_bias_ED[e]) for e in best
         )

@@ -106,7 +106,7 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _workers_fit(self) -> TrainingConfig:
         if self.min_workers > self.workers:
-            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}: lower the first or raise the second")
         return self
 
     def of_stage(self, number: int) -> TrainingConfig:
