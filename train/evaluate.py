@@ -113,9 +113,7 @@ def run(
         "baselines": {name: _both(figures, name) for name in beside},
         **_intervals(values, known_U, config),
         "slices": _slices(values, length_U, count_U, config),
-        "permuted": _permuted_check(ranked["permuted"], work.target_U[some_U], values["fused", True]["recall@10"][some_U], config)
-        if "permuted" in ranked
-        else {},
+        "permuted": _permuted_check(ranked.get("permuted"), work.target_U[some_U], values["fused", True]["recall@10"][some_U], config),
         "alarms": _alarms(headline, len(item_ids)),
     }
     out_dir = Path(out_dir)
@@ -212,12 +210,14 @@ def _slices(values: Values, length_U: np.ndarray, count_U: np.ndarray, config: E
     return slices.table(slices.figures(values_UM, slices.dimensions(length_U, count_U), config.bootstrap_samples, config.seed), columns)
 
 
-def _permuted_check(ranked: Rankings, target_U: np.ndarray, own_U: np.ndarray, config: EvaluationConfig) -> dict[str, Any]:
+def _permuted_check(ranked: Rankings | None, target_U: np.ndarray, own_U: np.ndarray, config: EvaluationConfig) -> dict[str, Any]:
     """With someone else's history the model knows nothing of the target's user, so it may not beat popularity.
 
     `own_U` is the fused head's recall@10 of each user with the own history. Popularity is filtered by the same permuted histories.
-    `falls_to_popularity`: the paired interval of the difference is not above 0.
+    `falls_to_popularity`: the paired interval of the difference is not above 0. Empty where there is nobody to permute with.
     """
+    if ranked is None:
+        return {}
     fused_U, popular_U = (metrics.of_places(metrics.places(ranked[name, True], target_U), (10,))["recall@10"] for name in ("fused", "popularity"))
     difference = metrics.paired_difference(fused_U, popular_U, config.bootstrap_samples, config.seed)
     loss = metrics.paired_difference(own_U, fused_U, config.bootstrap_samples, config.seed)
