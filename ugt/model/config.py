@@ -143,9 +143,10 @@ class DecodingConfig(Config):
 
     strategy: DecodingStrategy = "beam"
     beam_width: int = Field(50, ge=1)
-    diversity_penalty: float = Field(1.0, ge=0, le=100)  # diverse_beam: nats per item chosen before with the same L1, and again with the same (L1, L2)
-    temperature: float = Field(1.0, ge=0.05, le=100)  # nucleus
-    top_p: float = Field(0.9, ge=0, le=1)  # nucleus: share of each level's probability that is sampled from
+    # the last three: where the curves in docs/decoding.md begin to cost more accuracy than they give diversity or coverage
+    diversity_penalty: float = Field(0.3, ge=0, le=100)  # diverse_beam: nats per item chosen before with the same L1, and again with the same (L1, L2)
+    temperature: float = Field(0.5, ge=0.05, le=100)  # nucleus
+    top_p: float = Field(0.5, ge=0, le=1)  # nucleus: share of each level's probability that is sampled from
 
 
 class CurvesConfig(Config):
