@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Adult:
     def vocabulary(self, values: Sequence[Any]) -> list[str]:
         return []
 
-    def size(self, vocabulary: Sequence[str]) -> int:
+    def size(self, vocabulary: Collection[str]) -> int:
         return 3
 
     def code(self, value: Any, rank: Mapping[str, int]) -> int:

@@ -11,7 +11,7 @@ Shapes: B requests, L events of the longest history in the batch, U user attribu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -118,7 +118,7 @@ class UserAttribute(Protocol):
     def vocabulary(self, values: Sequence[Any]) -> list[str]:
         """The values that get a code of their own, from those seen in training; they are kept with the model."""
 
-    def size(self, vocabulary: Sequence[str]) -> int:
+    def size(self, vocabulary: Collection[str]) -> int:
         """Number of codes, 0 included."""
 
     def code(self, value: Any, rank: Mapping[str, int]) -> int:
@@ -134,7 +134,7 @@ class Category:
     def vocabulary(self, values: Sequence[Any]) -> list[str]:
         return sorted({v for v in values if v})
 
-    def size(self, vocabulary: Sequence[str]) -> int:
+    def size(self, vocabulary: Collection[str]) -> int:
         return len(vocabulary) + 1
 
     def code(self, value: Any, rank: Mapping[str, int]) -> int:
@@ -150,7 +150,7 @@ class Decade:
     def vocabulary(self, values: Sequence[Any]) -> list[str]:
         return []
 
-    def size(self, vocabulary: Sequence[str]) -> int:
+    def size(self, vocabulary: Collection[str]) -> int:
         return AGE_CODES
 
     def code(self, value: Any, rank: Mapping[str, int]) -> int:
