@@ -12,9 +12,8 @@ import ray
 
 from data import distribute
 from ugt.artifacts import EVENTS, HISTORIES, read_table, write_table
-from ugt.histories import from_events
+from ugt.histories import HistoryConfig, from_events, load
 from ugt.schema import UGTError
-from ugt.settings import HistoryConfig
 
 PARTS = 4  # a history table is small; more partitions only cost start-up
 
@@ -24,7 +23,7 @@ def history_kernel(batch: pa.Table) -> distribute.Tables:
 
 
 def run(etl_dir: Path, config: HistoryConfig, out_dir: Path) -> dict[str, Any]:
-    """`histories/` from `events/`, sorted by user id. Raises UGTError if there is no event.
+    """`histories/` from `events/`, sorted by user id. Raises UGTError if there is no event, or if they can't be split as asked.
 
     Figures: users, evaluated users (those with a test and a validation event and something before), events, lengths.
     """
@@ -38,7 +37,7 @@ def run(etl_dir: Path, config: HistoryConfig, out_dir: Path) -> dict[str, Any]:
     table = pa.concat_tables(found["histories"]).sort_by("user_id").cast(HISTORIES)
     write_table(table, Path(out_dir) / "histories")
     lengths = np.asarray(table["item_index"].combine_chunks().value_lengths())
-    evaluated = int((lengths >= max(3, config.min_events)).sum())
+    evaluated = int(config.apply(load(Path(out_dir))).evaluated.sum())
     return {
         "users": table.num_rows,
         "evaluated_users": evaluated,

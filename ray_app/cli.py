@@ -80,8 +80,8 @@ def write_json(path: Path | None, report: Any) -> None:
     console.print(f" figures written to {path}", highlight=False, soft_wrap=True)
 
 
-def run_until(step: str, settings: Settings, json_path: Path | None = None) -> dict[str, Artifact]:
-    """Run the main job up to a step, and say where the result lies."""
+def run_until(step: str, settings: Settings, json_path: Path | None = None, also: tuple[str, ...] = ()) -> dict[str, Artifact]:
+    """Run the main job up to a step (and `also` up to others), and say where the result lies."""
     from ray_app import pipeline
     from ray_app.cluster import connected
     from ray_app.report import Progress
@@ -90,7 +90,7 @@ def run_until(step: str, settings: Settings, json_path: Path | None = None) -> d
     pipeline.check(settings)
     progress = Progress(console)
     with connected(settings.ray):
-        artifacts = pipeline.run(settings, progress, until=step)
+        artifacts = pipeline.run(settings, progress, until=(step, *also))
     last = artifacts[step]
     console.print(f" written       {last.path}", highlight=False, soft_wrap=True)
     write_json(json_path, {"step": step, "path": str(last.path), "steps": progress.steps, "figures": dict(last.manifest.figures)})
@@ -176,18 +176,32 @@ def evaluate(
     seed: Seed = None,
     json_path: JsonPath = None,
     predictions: Annotated[Path | None, typer.Option(help="Also write the top-50 of every test user here (Parquet).")] = None,
+    curves: Annotated[bool, typer.Option("--curves", help="Also measure accuracy against diversity of the decoding strategies, on validation users.")] = False,
+    against: Annotated[str | None, typer.Option(help="Compare with another run: a predictions file, an evaluation's folder, or a version.")] = None,
+    page: Annotated[Path | None, typer.Option("--report", help="Also write the report page here (HTML).")] = None,
 ) -> None:
-    """UGT against popularity and item-kNN on each user's held-out last event."""
+    """UGT and the baselines on each user's held-out event: figures, intervals, slices, a report page."""
+    from ray_app import evaluation
     from ray_app.report import metrics_table
 
     settings = settings_of(config, source, data_dir, imdb_dir, seed)
     writable(json_path, "--json")
     writable(predictions, "--predictions")
-    artifacts = run_until("evaluate", settings)
+    writable(page, "--report")
+    other = evaluation.find(settings, against) if against else None
+    artifacts = run_until("evaluate", settings, also=("curves",) if curves else ())
     folder = artifacts["evaluate"].path
     report = json.loads((folder / "metrics.json").read_text())
-    console.print(" Held-out last event of each user, whole catalogue ranked, seen items filtered:", highlight=False)
+    console.print(" Held-out event of each user, whole catalogue ranked, seen items filtered:", highlight=False)
     console.print(metrics_table(report["metrics"]))
+    if curves:
+        report["curves"] = evaluation.curves(artifacts, console)
+    if other is not None:
+        report["comparison"] = evaluation.compared(artifacts, other, report["protocol"], settings)
+        console.print(f" {report['comparison']['sentence']}", highlight=False, soft_wrap=True)
+    if page is not None:
+        evaluation.write_page(page, report, artifacts)
+        console.print(f" report written to {page}", highlight=False, soft_wrap=True)
     if predictions is not None:
         try:
             shutil.copyfile(folder / "predictions.parquet", predictions)
@@ -339,6 +353,27 @@ def bench_serve(
     write_json(json_path, report)
     if report["illegal"]:
         raise UGTError(f"{report['illegal']} illegal items were recommended: see `faults` above.")
+
+
+@bench_app.command("train")
+def bench_train(
+    config: ConfigPath = None,
+    items: Annotated[int, typer.Option(help="Items of the generated catalogue.")] = 12_101,
+    mean_length: Annotated[float, typer.Option(help="Mean length of the generated histories.")] = 7.0,
+    vector_width: Annotated[int, typer.Option(help="Columns of an item's content vector.")] = 300,
+    steps: Annotated[int, typer.Option(help="Training steps of a turn.")] = 10,
+    rounds: Annotated[int, typer.Option(help="Turns of each kind.")] = 5,
+    json_path: JsonPath = None,
+) -> None:
+    """Positions trained per second, share of the arithmetic limit, two workers against one; one thread each."""
+    from ray_app.bench import train as bench
+
+    settings = settings_of(config)
+    writable(json_path, "--json")
+    one_thread = settings.training.model_copy(update={"threads": 1})
+    report = bench.run(settings.model, one_thread, items=items, mean_length=mean_length, vector_width=vector_width, steps=steps, rounds=rounds)
+    console.print_json(json.dumps({k: v for k, v in report.items() if k not in ("model", "training", "host")}))
+    write_json(json_path, report)
 
 
 @bench_app.command("quality")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def _stage(number: int) -> Step:
             "semantic_ids_dir": c.paths["semantic_ids"],
             "model_config": c.settings.model,
             "training": c.settings.training.of_stage(number),
-            "min_events": c.settings.histories.min_events,
+            "history": c.settings.histories,
             "init_dir": _checkpoint(c.paths, number),
             "out_dir": c.out,
             "work_dir": c.work,
@@ -165,6 +165,7 @@ STEPS: tuple[Step, ...] = (
             "work_dir": c.work,
         },
         shown=("width", "loss"),
+        only=lambda s: s.semantic_ids.fused_weight > 0,
     ),
     Step(
         name="word2vec",
@@ -172,18 +173,25 @@ STEPS: tuple[Step, ...] = (
         function="train.word2vec:run",
         needs=("etl", "histories"),
         reads=lambda s: [s.word2vec, s.histories],
-        arguments=lambda c: {"etl_dir": c.paths["etl"], "histories_dir": c.paths["histories"], "config": c.settings.word2vec, "out_dir": c.out},
+        arguments=lambda c: {
+            "etl_dir": c.paths["etl"],
+            "histories_dir": c.paths["histories"],
+            "config": c.settings.word2vec,
+            "history": c.settings.histories,
+            "out_dir": c.out,
+        },
         shown=("sentences", "tokens", "width"),
     ),
     Step(
         name="semantic_ids",
         what="three codes for every item",
         function="train.semantic_ids:run",
-        needs=("etl", "fusion", "word2vec"),
+        needs=("etl", "text", "fusion", "word2vec"),
         reads=lambda s: [s.semantic_ids],
         arguments=lambda c: {
             "etl_dir": c.paths["etl"],
-            "fusion_dir": c.paths["fusion"],
+            "fusion_dir": c.paths.get("fusion"),
+            "text_dir": c.paths.get("text"),
             "word2vec_dir": c.paths["word2vec"],
             "config": c.settings.semantic_ids,
             "out_dir": c.out,
@@ -194,30 +202,67 @@ STEPS: tuple[Step, ...] = (
     _stage(2),
     _stage(3),
     Step(
+        name="baselines",
+        what="what every model must beat, chosen on validation",
+        function="train.baselines:run",
+        needs=("etl", "histories", "word2vec"),
+        reads=lambda s: [s.evaluation.fitted(), s.histories],
+        arguments=lambda c: {
+            "etl_dir": c.paths["etl"],
+            "histories_dir": c.paths["histories"],
+            "word2vec_dir": c.paths["word2vec"],
+            "config": c.settings.evaluation.fitted(),
+            "history": c.settings.histories,
+            "out_dir": c.out,
+        },
+        shown=("baselines", "transitions_validation_ndcg@10", "word2vec_validation_ndcg@10"),
+    ),
+    Step(
+        name="sasrec",
+        what="SASRec on the same windows and negatives",
+        function="train.sasrec:run",
+        needs=("etl", "histories"),
+        reads=lambda s: [s.evaluation.sasrec.like(s.model, s.training), s.histories],
+        arguments=lambda c: {
+            "etl_dir": c.paths["etl"],
+            "histories_dir": c.paths["histories"],
+            "config": c.settings.evaluation.sasrec.like(c.settings.model, c.settings.training),
+            "history": c.settings.histories,
+            "out_dir": c.out,
+            "work_dir": c.work,
+        },
+        shown=("epochs", "best_epoch", "loss", "validation_ndcg@10"),
+        only=lambda s: "sasrec" in s.evaluation.baselines,
+    ),
+    Step(
         name="evaluate",
-        what="UGT against popularity and item-kNN",
+        what="UGT and the baselines on held-out events",
         function="train.evaluate:run",
-        needs=("source", "etl", "histories", "semantic_ids", *STAGES),
+        needs=("source", "etl", "histories", "semantic_ids", *STAGES, "baselines", "sasrec"),
         reads=lambda s: [s.evaluation, s.decoding, s.histories],
         arguments=lambda c: {
             "histories_dir": c.paths["histories"],
             "users_dir": c.paths["etl"] / "users",
             "semantic_ids_dir": c.paths["semantic_ids"],
             "checkpoint_dir": _checkpoint(c.paths),
+            "baselines_dir": c.paths["baselines"],
+            "sasrec_dir": c.paths.get("sasrec"),
             "truth": _truth(c),
+            "curve_dirs": curve_dirs(c.paths),
             "config": c.settings.evaluation,
             "decoding": c.settings.decoding,
-            "min_events": c.settings.histories.min_events,
+            "history": c.settings.histories,
             "out_dir": c.out,
         },
-        shown=("recall@10", "popularity_recall@10", "item_knn_recall@10", "oracle_recall@10"),
+        shown=("recall@10", "transitions_recall@10", "sasrec_recall@10", "popularity_recall@10", "item_knn_recall@10", "oracle_recall@10"),
+        version=2,
     ),
     Step(
         name="export",
         what="the constrained decode as ONNX",
         function="train.export:run",
         needs=("etl", "histories", "semantic_ids", *STAGES, "evaluate"),
-        reads=lambda s: [s.decoding, s.histories],
+        reads=lambda s: [s.decoding, s.histories, s.export],
         arguments=lambda c: {
             "checkpoint_dir": _checkpoint(c.paths),
             "semantic_ids_dir": c.paths["semantic_ids"],
@@ -225,14 +270,36 @@ STEPS: tuple[Step, ...] = (
             "histories_dir": c.paths["histories"],
             "evaluate_dir": c.paths["evaluate"],
             "decoding": c.settings.decoding,
-            "min_events": c.settings.histories.min_events,
+            "history": c.settings.histories,
+            "config": c.settings.export,
             "out_dir": c.out,
         },
         shown=("same_top10", "max_difference", "exact_same_top10", "megabytes"),
-        version=2,
+        version=3,
     ),
 )
 STEP_NAMES = tuple(step.name for step in STEPS)
+# no part of the main job: run when asked for
+ON_REQUEST: tuple[Step, ...] = (
+    Step(
+        name="curves",
+        what="accuracy against diversity of the decoding strategies",
+        function="train.curves:run",
+        needs=("etl", "histories", "semantic_ids", *STAGES),
+        reads=lambda s: [s.curves, s.decoding, s.histories],
+        arguments=lambda c: {
+            "histories_dir": c.paths["histories"],
+            "users_dir": c.paths["etl"] / "users",
+            "semantic_ids_dir": c.paths["semantic_ids"],
+            "checkpoint_dir": _checkpoint(c.paths),
+            "config": c.settings.curves,
+            "decoding": c.settings.decoding,
+            "history": c.settings.histories,
+            "out_dir": c.out,
+        },
+        shown=("users", "settings", "beam_recall@10", "beam_diversity@10"),
+    ),
+)
 
 
 def _truth(c: Context) -> Path | None:
@@ -240,6 +307,12 @@ def _truth(c: Context) -> Path | None:
         if folder is not None and (folder / "truth.parquet").is_file():
             return folder / "truth.parquet"
     return None
+
+
+def curve_dirs(paths: Mapping[str, Path]) -> dict[str, Path]:
+    """Folders of the training curves, by the name of the training."""
+    steps = {"stage 1": "ugt_stage1", "stage 2": "ugt_stage2", "stage 3": "ugt_stage3", "sasrec": "sasrec"}
+    return {name: paths[step] for name, step in steps.items() if step in paths}
 
 
 @ray.remote(num_cpus=0, max_retries=0, max_calls=1)  # one process a step: what it loaded is given back when it ends
@@ -257,16 +330,16 @@ def check(settings: Settings) -> None:
         etl.check(settings.source, settings.data_dir, settings.imdb_dir)
 
 
-def run(settings: Settings, progress: Progress, until: str = "export") -> dict[str, Artifact]:
-    """Every step that `until` needs, and `until`; returns the artifacts by step name.
+def run(settings: Settings, progress: Progress, until: str | Sequence[str] = "export") -> dict[str, Artifact]:
+    """The step or steps named, and every step they need; returns the artifacts by step name.
 
     Ray must be connected. Raises UGTError for anything a user can mend; other errors are faults of ours and keep their trace.
     """
-    wanted = _closure(until)
+    wanted = _closure((until,) if isinstance(until, str) else until, settings)
     store = ArtifactStore(settings.home)
     artifacts: dict[str, Artifact] = {}
     seconds_gauge = Gauge("ugt_step_seconds", "Seconds a step of the main job took; 0 if it was skipped", tag_keys=("step",))
-    for step in STEPS:
+    for step in (*STEPS, *ON_REQUEST):
         if step.name in wanted and step.only(settings):
             start = time.monotonic()
             with progress.running(step.name, step.what):
@@ -321,14 +394,16 @@ def _source_checksums(settings: Settings, paths: Mapping[str, Path]) -> dict[str
     return found | {"kind": settings.source} if settings.source == "sequences" else found
 
 
-def _closure(until: str) -> set[str]:
-    by_name = {step.name: step for step in STEPS}
-    if until not in by_name:
-        raise UGTError(f"there is no step '{until}'. The steps are: {', '.join(by_name)}.")
-    wanted, todo = set(), [until]
+def _closure(until: Iterable[str], settings: Settings) -> set[str]:
+    """The steps named and what they need; a step that these settings leave out needs nothing."""
+    by_name = {step.name: step for step in (*STEPS, *ON_REQUEST)}
+    for name in until:
+        if name not in by_name:
+            raise UGTError(f"there is no step '{name}'. The steps are: {', '.join(by_name)}.")
+    wanted, todo = set(), list(until)
     while todo:
         name = todo.pop()
-        if name not in wanted:
+        if name not in wanted and by_name[name].only(settings):
             wanted.add(name)
             todo.extend(by_name[name].needs)
     return wanted

@@ -106,6 +106,20 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]], keys: Sequence[str
     return table
 
 
+def curves_table(report: Mapping[str, Any]) -> Table:
+    """One row per point of a curves.json: the generative head's figures, then those of the fused one."""
+    keys = ("recall@10", "ndcg@10", "diversity@10", "coverage@10")
+    table = Table()
+    for title in ("decoding", "strength"):
+        table.add_column(title)
+    for title in (*keys, *(f"fused {key}" for key in keys)):
+        table.add_column(title, justify="right")
+    for name, points in report["curves"].items():
+        for point, fused in zip(points, report["fused"][name], strict=True):
+            table.add_row(name, point["label"], *[f"{row[key]:.4f}" for row in (point, fused) for key in keys])
+    return table
+
+
 def host() -> dict[str, Any]:
     """The machine a figure was measured on."""
     cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())

@@ -30,7 +30,7 @@ def run(settings: Settings, space_path: Path | None, config: sweep.SweepConfig, 
         "histories_dir": str(artifacts["histories"].path),
         "users_dir": str(artifacts["etl"].path / "users"),
         "semantic_ids_dir": str(artifacts["semantic_ids"].path),
-        "min_events": settings.histories.min_events,
+        "history": settings.histories.model_dump(),
     }
     key = content_hash([settings.model, settings.training, settings.histories, artifacts["histories"].key, artifacts["semantic_ids"].key])
     storage = settings.home / "work" / "tune" / key

@@ -97,7 +97,7 @@ def graph(settings: Settings, version: str = PRODUCTION) -> serve.Application:
         )
 
     # fractions of a CPU, because each replica waits most of the time: the whole graph fits into one
-    generator = deployed(Generator, 0.3, 2 * MAX_BATCH, versioned=True).bind(source, config.generator_threads)
+    generator = deployed(Generator, 0.3, 2 * MAX_BATCH, versioned=True).bind(source, config.generator_threads, config.execution_provider)
     retriever = deployed(Retriever, 0.1, 32, versioned=True).bind(source)
     events = deployed(Events, 0.1, 32).bind(source, config.exposure_hours)
     recommender = deployed(Recommender, 0.2, 32, versioned=True).bind(generator, retriever, source, config)

@@ -21,7 +21,6 @@ from serve.calls import within
 from serve.metrics import GatewayMetrics, prometheus_text
 from serve.problems import ProblemException, Refusal
 from ugt.api import TRACE_HEADER, Dependency, Feedback, FeedbackAccepted, Health, Problem, Recommendation, RecommendRequest, SimilarItems, SimilarRequest
-from ugt.runtime import STRATEGIES as DECODINGS
 from ugt.stores.records import Records
 
 ANSWER_SECONDS = 15.0  # far above every budget of the ladder: only a hung replica takes so long
@@ -67,9 +66,6 @@ class Gateway:
 
     @app.post("/api/v1/recommend", response_model=Recommendation, responses=REFUSALS, summary="Items for a user, best first")
     async def recommend(self, body: RecommendRequest, request: Request) -> Response:
-        if body.decoding not in (None, *DECODINGS):
-            detail = f"decoding: {body.decoding} is not supported; supported: {', '.join(DECODINGS)}"
-            raise ProblemException(Refusal("unsupported-decoding", detail, {"supported": list(DECODINGS)}))
         return await self._answer(request, "recommend", self._recommender.recommend.remote(body, request.scope["ugt_trace_id"]))
 
     @app.post("/api/v1/similar", response_model=SimilarItems, responses=REFUSALS, summary="Items like an item")

@@ -14,8 +14,11 @@ from ray import serve
 from serve.logs import logger
 from serve.metrics import GeneratorMetrics
 from serve.versions import StaleVersionError, VersionSource
-from ugt.runtime import GenerationRequest
+from ugt.model.config import DecodingConfig
+from ugt.providers import ExecutionProvider
+from ugt.runtime import STRATEGIES, GenerationRequest
 from ugt.runtime import Generator as Runtime
+from ugt.schema import DecodingStrategy
 
 MAX_BATCH = 16
 
@@ -33,22 +36,26 @@ class Generation:
     user: dict[str, Any]
     exclude: list[int]
     filter_key: tuple[tuple[str, ...], tuple[str, ...]]
+    strategy: DecodingStrategy | None = None  # None: the version's own
+    seed: int = 0  # of nucleus sampling
+    prior: np.ndarray | None = None  # added to the logits of L1, [K1]
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Best first: item_index [W], log-probability [W]; the user vector [D] of the dense head; milliseconds inside the replica."""
+    """In the order of the strategy: item_index [W], log-probability [W]; the user vector [D] of the dense head; milliseconds inside the replica."""
 
     items: np.ndarray
     log_probs: np.ndarray
     user_vector: np.ndarray
     milliseconds: float
+    strategy: DecodingStrategy
 
 
 @serve.deployment
 class Generator:
-    def __init__(self, source: VersionSource, threads: int = 1):
-        self._source, self._threads = source, threads
+    def __init__(self, source: VersionSource, threads: int = 1, provider: ExecutionProvider = "cpu"):
+        self._source, self._threads, self._provider = source, threads, provider
         self._version = ""
         self._pool = ThreadPoolExecutor(1, "onnx")  # one batch at a time: the next one gathers meanwhile
         self._metrics = GeneratorMetrics()
@@ -58,11 +65,11 @@ class Generator:
         """Load the version named by `user_config`; called at start and when the configuration changes. The old one answers until then."""
         start = time.monotonic()
         folder = self._source.folder(user_config["version"])
-        runtime = Runtime(folder, threads=self._threads)
+        runtime = Runtime(folder, threads=self._threads, provider=self._provider)
         catalogue = self._source.catalogue(folder)
         self._runtime, self._catalogue, self._version = runtime, catalogue, user_config["version"]
-        self._beam_width = runtime.card["decoding"]["beam_width"]
-        self._decode([self._warm_up()])  # the first run of a graph allocates; it must not cost a request its budget
+        self._decoding = DecodingConfig(**runtime.card["decoding"])
+        self._decode([self._warm_up(strategy) for strategy in STRATEGIES])  # the first run of a graph allocates; it must not cost a request its budget
         self._log.info("version loaded", version=self._version, seconds=round(time.monotonic() - start, 2))
 
     def check_health(self) -> None:
@@ -95,7 +102,9 @@ class Generator:
                     user=r.user,
                     exclude=r.exclude,
                     allowed=self._catalogue.allowed(r.filter_key),
-                    beam_width=self._beam_width,
+                    prior=r.prior,
+                    seed=r.seed,
+                    **(dict(self._decoding) | {"strategy": r.strategy or self._decoding.strategy}),
                 )
                 for r in requests
             ]
@@ -103,7 +112,8 @@ class Generator:
         milliseconds = (time.perf_counter() - start) * 1000
         self._metrics.batch_size.observe(len(requests))
         self._metrics.latency.observe(max(milliseconds, 1e-3))
-        return [Generated(r.item_indices, r.log_probs, r.user_vector, milliseconds) for r in results]
+        strategies = [r.strategy or self._decoding.strategy for r in requests]
+        return [Generated(r.item_indices, r.log_probs, r.user_vector, milliseconds, s) for r, s in zip(results, strategies, strict=True)]
 
-    def _warm_up(self) -> Generation:
-        return Generation(self._version, [0], [1], [float("nan")], [0], 0, {}, [], ((), ()))
+    def _warm_up(self, strategy: DecodingStrategy) -> Generation:
+        return Generation(self._version, [0], [1], [float("nan")], [0], 0, {}, [], ((), ()), strategy)

@@ -25,7 +25,6 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "unknown-item": (404, "There is no such item"),
     "method-not-allowed": (405, "The route does not take this method"),
     "invalid-request": (422, "A field of the request is not valid"),
-    "unsupported-decoding": (422, "This decoding strategy is not supported"),
     "unknown-space": (422, "There are no vectors for this space"),
     "overloaded": (429, "The server is busy; try again"),
     "internal-error": (500, "The server failed to answer"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+import zlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -32,7 +33,7 @@ from serve.retriever import Candidates, FilterKey
 from serve.versions import Fusion, VersionSource
 from ugt.api import Recommendation, RecommendRequest, SimilarItems, SimilarRequest
 from ugt.model.inputs import USER_ATTRIBUTES
-from ugt.ranking import fuse
+from ugt.ranking import page
 from ugt.schema import ACTION_IDS, Rung
 from ugt.settings import ServeConfig
 from ugt.stores.features import ALL, OnlineFeatures, UserState, segment_of
@@ -151,6 +152,7 @@ class Recommender:
             call = self._retriever.like.remote(request.version, request.history[-NEIGHBOURS_OF:], request.exclude, request.key, self._config.candidates)
             near: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
             return [] if near is None else _picks(near.items, near.scores, set())
+        request.rungs["ugt"]["decoding"] = generated.strategy
         call = self._retriever.search.remote(request.version, generated.user_vector, request.exclude, request.key, self._config.candidates, generated.items)
         found: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
         if found is None:
@@ -191,6 +193,8 @@ class Recommender:
             user={} if profile is None else {name: getattr(profile, name) for name in USER_ATTRIBUTES},
             exclude=request.exclude,
             filter_key=request.key,
+            strategy=request.body.decoding,
+            seed=zlib.crc32(request.trace_id.encode()),  # what was drawn can be drawn again from the log
         )
 
     async def _popular(self, request: Request, excluded: set[str], taken: set[int], count: int) -> list[Pick]:
@@ -309,7 +313,7 @@ def fused(generated: Generated, found: Candidates, fusion: Fusion, size: int) ->
     """
     depth = max(len(generated.items), size)
     dense_items, dense_scores = found.items[:depth], found.scores[:depth]
-    return fuse(generated.items, generated.log_probs, found.asked, dense_items, dense_scores, fusion.weight, size, fusion.method)
+    return page(generated.strategy, generated.items, generated.log_probs, found.asked, dense_items, dense_scores, fusion.weight, size, fusion.method)
 
 
 def _picks(items: Any, scores: Any, generated: set[int]) -> list[Pick]:

@@ -1,104 +1,47 @@
-"""Evaluation on each user's held-out last event: UGT's heads beside the baselines and the oracle, over the whole catalogue.
+"""Evaluation on held-out events: UGT's heads beside the baselines and the oracle, over the whole catalogue; figures, intervals, slices, report.
 
-Choices: everybody answers from the same history and is ranked by the same rule; each ranking exists filtered (seen items removed, the target never)
-and unfiltered, because publications differ in this. The work is cut into blocks of users that do not depend on how many actors share it, so the same
-figures come out on any cluster. Nothing is chosen here: the fusion weight comes with the checkpoint, from validation.
+Choices: everybody answers from the same history and is ranked by the same rule (`train/ranking.py`); each ranking exists filtered (seen items removed, the
+target never) and unfiltered, because publications differ in this. Nothing is chosen here: the fusion weight comes with the checkpoint and the
+baselines' settings with theirs, both from validation.
 
-Shapes: U users of a block or all, K places of a ranking, N items, A user attributes, S segments.
+Shapes: U users, K places of a ranking (-1 where there are fewer), N items, M columns of per-user values, S resamples.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-from ray.util import ActorPool
 
+from train import baselines
+from train.ranking import HEADS, Rankings, Sources, Workload, load_rankers, permuted, rank_all
 from ugt import histories as history_files
-from ugt import metrics
-from ugt.artifacts import PREDICTIONS, USERS, read_table, write_text
-from ugt.baselines import ItemKnn, blocked_items, popularity, segment_scores, top_items
-from ugt.histories import Histories, Split
+from ugt import metrics, report_page, slices
+from ugt.artifacts import PER_USER, PREDICTIONS, read_table, write_text
+from ugt.evaluation import EvaluationConfig
+from ugt.histories import HistoryConfig, Split
 from ugt.model.config import DecodingConfig
 from ugt.model.inputs import UserVocabulary
-from ugt.schema import UGTError, User
+from ugt.schema import UGTError
 from ugt.semantic_ids import SemanticIds
-from ugt.settings import EvaluationConfig
-from ugt.stores.features import ALL, segment_of
 
-HEADS = ("fused", "generative", "dense")
-BLOCK_USERS, BLOCK_CELLS = 256, 1 << 24  # of one call: users, and users x items, which bounds its memory to a few hundred MB
 MODEL = "ugt"  # the name of the headline: the fused head, filtered
-POPULARITY, SEGMENTS, ITEM_KNN, ORACLE = "popularity", "popularity_by_segment", "item_knn", "oracle"
+ORACLE = "oracle"
 INTERVAL_METRICS = ("recall@10", "ndcg@10")
+SPLITS = {
+    "leave_one_out": "leave-one-out: the last event of a user is the test target, the one before it validation; a test history includes the validation event",
+    "time": "time: training ends at the first cut; a user's first event between the cuts is the validation target, the first one from the second cut on the "
+    "test target; a history is all that precedes its target",
+}
 
-Rankings = dict[tuple[str, bool], np.ndarray]  # (head or baseline, filtered) -> item indices [U, K], -1 where there are fewer
-
-
-class Baselines(NamedTuple):
-    """What the baselines learned from the training part. `segment_SN` is None where no user has attributes."""
-
-    popularity_N: np.ndarray
-    segment_SN: np.ndarray | None
-    knn: ItemKnn
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Users to rank for: rows of `split`, the codes of their attributes and their segments, row for row."""
-
-    split: Split
-    rows_U: np.ndarray
-    codes_UA: np.ndarray
-    segment_U: np.ndarray
-
-
-class Scorer:
-    """An actor: holds the model once and ranks blocks of users."""
-
-    def __init__(self, checkpoint_dir: Path, semantic_ids_dir: Path, baselines: Baselines, workloads: Mapping[str, Workload], top_k: int, beam_width: int):
-        import torch
-
-        torch.set_num_threads(1)  # the actors are the parallelism
-        self.checkpoint_dir, self.semantic_ids_dir = checkpoint_dir, semantic_ids_dir
-        self.baselines, self.workloads, self.top_k, self.beam_width = baselines, workloads, top_k, beam_width
-
-    @cached_property
-    def model(self) -> Any:
-        # loaded with the first block, not in __init__: an error then reaches the caller as itself
-        from ugt.scoring import load_checkpoint
-
-        return load_checkpoint(self.checkpoint_dir, self.semantic_ids_dir)
-
-    def rank(self, workload: str, block_U: np.ndarray, filtered: bool) -> Rankings:
-        """Rankings of the heads and the baselines for a block: `block_U` are places in the workload's rows."""
-        from ugt.scoring import load_fusion, rank_users
-
-        work = self.workloads[workload]
-        rows_U, codes_UA = work.rows_U[block_U], work.codes_UA[block_U]
-        fusion = load_fusion(self.checkpoint_dir)
-        heads = rank_users(self.model, work.split, rows_U, "test", filtered, codes_UA, top_k=self.top_k, beam_width=self.beam_width, fusion=fusion)
-        ranked: Rankings = {(head, filtered): items_UK for head, items_UK in heads.items()}
-
-        n_items = len(self.baselines.popularity_N)
-        examples = [work.split.example(int(u), "test") for u in rows_U]
-        seen = [e.items for e in examples]
-        blocked_UN = blocked_items(seen, n_items, np.array([e.target for e in examples])) if filtered else None
-        popular_UN = np.broadcast_to(self.baselines.popularity_N.astype(np.float32), (len(rows_U), n_items))
-        ranked[POPULARITY, filtered] = top_items(popular_UN, self.top_k, blocked_UN)
-        if self.baselines.segment_SN is not None:
-            ranked[SEGMENTS, filtered] = top_items(self.baselines.segment_SN[work.segment_U[block_U]], self.top_k, blocked_UN)
-        ranked[ITEM_KNN, filtered] = top_items(self.baselines.knn.scores(seen), self.top_k, blocked_UN)
-        return ranked
+Values = dict[tuple[str, bool], dict[str, np.ndarray]]  # (head or baseline, filtered) -> metric -> per-user value [U]
 
 
 def run(
@@ -106,73 +49,80 @@ def run(
     users_dir: Path,
     semantic_ids_dir: Path,
     checkpoint_dir: Path,
+    baselines_dir: Path,
+    sasrec_dir: Path | None,
     truth: Path | None,
     config: EvaluationConfig,
     decoding: DecodingConfig,
     out_dir: Path,
-    min_events: int = 3,
+    history: HistoryConfig = HistoryConfig(),
+    curve_dirs: Mapping[str, Path] | None = None,
+    actors: int | None = None,
 ) -> dict[str, Any]:
-    """Write `metrics.json` and `predictions.parquet` (docs/evaluation.md names their fields); returns the headline. Needs a running Ray.
+    """Write `metrics.json`, `predictions.parquet`, `per_user.parquet` and `report.html` (docs/evaluation.md names their fields); returns the headline.
 
-    `truth` is the oracle's ranking (a predictions file) where the events were generated; `min_events` as in HistoryConfig. Raises UGTError if nobody can be
-    evaluated, if the checkpoint is of another catalogue, or if the truth names none of its items.
+    `truth` is the oracle's ranking (a predictions file) where the events were generated; `curve_dirs` the folders of the training curves, for the report;
+    `actors` as in `rank_all`: None needs a running Ray, 0 needs none. Raises UGTError if nobody can be evaluated, if checkpoint or baselines are
+    of another catalogue, or if the truth names none of its items.
     """
     from ugt.scoring import load_fusion, read_card, user_codes
 
-    if decoding.strategy != "beam":
-        raise UGTError(f"decoding.strategy is '{decoding.strategy}': evaluation ranks by beam search. Set decoding.strategy to beam.")
-    split = history_files.load(histories_dir).split(min_events)
-    rows_U = np.flatnonzero(split.evaluated)
+    split = history.apply(history_files.load(histories_dir))
+    rows_U = split.users("test")
     if len(rows_U) == 0:
-        raise UGTError(f"no user in {histories_dir} has {max(3, min_events)} events or more, so nothing can be held out. Give a source with longer histories.")
+        raise UGTError(_nobody(histories_dir, history))
     item_ids = SemanticIds.load(semantic_ids_dir).item_ids
+    fitted = baselines.load(baselines_dir)
+    if fitted.card["items"] != len(item_ids) or fitted.card["users"] != len(split.histories):
+        raise UGTError(
+            f"the baselines in {baselines_dir} are of another catalogue: fitted on {fitted.card['items']:,} items and {fitted.card['users']:,} users; these "
+            f"are {len(item_ids):,} and {len(split.histories):,}. Run `ugt evaluate` with the settings of this model, which fits them anew."
+        )
     user_ids = [split.histories.user_ids[u] for u in rows_U]
     codes_UA = user_codes(users_dir, user_ids, UserVocabulary.from_json(read_card(checkpoint_dir)["vocabulary"]))
-    segments, segment_of_user = _segments(users_dir, split.histories.user_ids)
-    work = Workload(split, rows_U, codes_UA, segment_of_user[rows_U])
-    baselines = _fit_baselines(split, len(item_ids), segments, segment_of_user, config.knn_neighbours)
+    work = Workload(split, rows_U, codes_UA, fitted.segment_of_user[rows_U])
+    workloads = {"test": work} | ({"permuted": permuted(work, config.seed)} if len(rows_U) > 1 else {})
+    folders = (Path(checkpoint_dir), Path(semantic_ids_dir), Path(baselines_dir), Path(sasrec_dir) if sasrec_dir else None)
+    sources = Sources(*folders, config.top_k, decoding, config.seed)
+    rankers = load_rankers(sources)
+    ranked = rank_all(sources, rankers, workloads, len(item_ids), actors)
 
-    tasks = [("test", True), ("test", False)]
-    workloads = {"test": work}
-    if len(rows_U) > 1:
-        workloads["permuted"] = _permuted(work, config.seed)
-        tasks.append(("permuted", True))
-    ranked = _rank_all(checkpoint_dir, semantic_ids_dir, baselines, workloads, tasks, config.top_k, decoding.beam_width)
-
-    target_U = _targets(work)
-    rankings = ranked["test"]
-    values = {name: metrics.ranking_metrics(ranking_UK, target_U, _cutoffs(config.top_k)) for name, ranking_UK in rankings.items()}
+    rankings, cutoffs = ranked["test"], tuple(k for k in metrics.CUTOFFS if k <= config.top_k)
+    place = {name: metrics.places(ranking_UK, work.target_U) for name, ranking_UK in rankings.items()}
+    values: Values = {name: metrics.of_places(place_U, cutoffs) for name, place_U in place.items()}
     known_U = np.zeros(len(rows_U), dtype=bool)
     if truth is not None:
-        oracle_UK, known_U = _read_truth(truth, user_ids, item_ids, config.top_k)
-        rankings[ORACLE, True] = oracle_UK
-        values[ORACLE, True] = metrics.ranking_metrics(oracle_UK[known_U], target_U[known_U], _cutoffs(config.top_k))
-
+        rankings[ORACLE, True], known_U = _read_truth(truth, user_ids, item_ids, config.top_k)
+        place[ORACLE, True] = metrics.places(rankings[ORACLE, True], work.target_U)
+        values[ORACLE, True] = metrics.of_places(place[ORACLE, True][known_U], cutoffs)
     vector_ND = np.load(Path(semantic_ids_dir) / "item_vectors.npy")
     figures: dict[tuple[str, bool], dict[str, float]] = {}
     for name, ranking_UK in rankings.items():
         listed_UK = ranking_UK[known_U] if name[0] == ORACLE else ranking_UK
-        figures[name] = metrics.means(values[name]) | metrics.beyond_accuracy(listed_UK, baselines.popularity_N, vector_ND)
-    headline = {MODEL: figures["fused", True]} | {name: figures[name, True] for name in (POPULARITY, ITEM_KNN, ORACLE) if (name, True) in figures}
-    permuted: dict[str, Any] = {}
-    if "permuted" in workloads:
-        permuted = _permuted_check(ranked["permuted"], workloads["permuted"], values["fused", True]["recall@10"], config)
+        figures[name] = metrics.means(values[name]) | metrics.beyond_accuracy(listed_UK, fitted.popularity_N, vector_ND)
+
+    beside = [*rankers, *([ORACLE] if truth is not None else [])]
+    headline = {MODEL: figures["fused", True]} | {name: figures[name, True] for name in beside}
+    length_U, count_U = split.test_at[rows_U], fitted.popularity_N[work.target_U]
     report = {
-        "protocol": _protocol(split, work, item_ids, config, decoding, load_fusion(checkpoint_dir), int(known_U.sum())),
+        "protocol": _protocol(work, history, item_ids, config, decoding, load_fusion(checkpoint_dir), fitted.card, int(known_U.sum())),
         "metrics": headline,
         "heads": {head: _both(figures, head) for head in HEADS},
-        "baselines": {name: _both(figures, name) for name in (POPULARITY, SEGMENTS, ITEM_KNN, ORACLE) if (name, True) in figures},
-        "intervals": _intervals(values, known_U, config),
-        "permuted": permuted,
+        "baselines": {name: _both(figures, name) for name in beside},
+        **_intervals(values, known_U, config),
+        "slices": _slices(values, length_U, count_U, config),
+        "permuted": _permuted_check(ranked["permuted"], work.target_U, values["fused", True], config) if "permuted" in ranked else {},
         "alarms": _alarms(headline, len(item_ids)),
     }
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     write_predictions(out_dir / "predictions.parquet", rankings, user_ids, item_ids, known_U)
+    _write_per_user(out_dir / "per_user.parquet", place, user_ids, [item_ids[i] for i in work.target_U], length_U, count_U, known_U)
     write_text(out_dir / "metrics.json", json.dumps(report, indent=1, allow_nan=False))
+    write_text(out_dir / "report.html", report_page.build(report, report_page.read_curves(curve_dirs or {})))
     shown = {"recall@10": headline[MODEL]["recall@10"], "ndcg@10": headline[MODEL]["ndcg@10"]}
     shown |= {f"{name}_recall@10": row["recall@10"] for name, row in headline.items() if name != MODEL}
-    return shown | {"users": len(rows_U), "permuted_recall@10": permuted.get("recall@10"), "alarms": report["alarms"]}
+    return shown | {"users": len(rows_U), "permuted_recall@10": report["permuted"].get("recall@10"), "alarms": report["alarms"]}
 
 
 def write_predictions(path: Path, rankings: Rankings, user_ids: Sequence[str], item_ids: Sequence[str], oracle_U: np.ndarray) -> None:
@@ -188,93 +138,85 @@ def write_predictions(path: Path, rankings: Rankings, user_ids: Sequence[str], i
             writer.write_table(pa.Table.from_arrays(columns, schema=PREDICTIONS))
 
 
-def _rank_all(
-    checkpoint_dir: Path,
-    semantic_ids_dir: Path,
-    baselines: Baselines,
-    workloads: Mapping[str, Workload],
-    tasks: Sequence[tuple[str, bool]],
-    top_k: int,
-    beam_width: int,
-) -> dict[str, Rankings]:
-    """Rankings of every workload, in the order of its rows."""
-    # long histories share a block, so little is padded, and go first, so that no actor is left with the longest alone
-    lengths = {name: w.split.histories.lengths[w.rows_U] for name, w in workloads.items()}
-    calls = [
-        (name, filtered, block_U) for name, filtered in tasks for block_U in _blocks(np.argsort(-lengths[name], kind="stable"), len(baselines.popularity_N))
-    ]
-    shared = [ray.put(baselines), ray.put(dict(workloads))]
-    # half of the CPUs: each actor computes with one thread, and the driver, the store and the other steps' actors need room
-    count = max(1, min(len(calls), int(ray.cluster_resources().get("CPU", 1)) // 2))
-    scorer = ray.remote(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(Scorer)
-    actors = [scorer.remote(Path(checkpoint_dir), Path(semantic_ids_dir), *shared, top_k, beam_width) for _ in range(count)]
-    try:
-        answers = list(ActorPool(actors).map(lambda actor, call: actor.rank.remote(call[0], call[2], call[1]), calls))
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-    ranked: dict[str, Rankings] = {name: {} for name in workloads}
-    for (name, _, block_U), answer in zip(calls, answers, strict=True):
-        for key, items_UK in answer.items():
-            whole = ranked[name].setdefault(key, np.full((len(workloads[name].rows_U), top_k), -1, dtype=np.int64))
-            whole[block_U] = items_UK
-    return ranked
+def _write_per_user(
+    path: Path,
+    place: Mapping[tuple[str, bool], np.ndarray],
+    user_ids: Sequence[str],
+    target_ids: Sequence[str],
+    length_U: np.ndarray,
+    count_U: np.ndarray,
+    oracle_U: np.ndarray,
+) -> None:
+    """PER_USER rows of every ranking."""
+    fixed = [pa.array(user_ids, pa.string()), pa.array(target_ids, pa.string()), pa.array(length_U, pa.int32()), pa.array(count_U, pa.int32())]
+    with pq.ParquetWriter(path, PER_USER, compression="zstd") as writer:
+        for (head, filtered), place_U in place.items():
+            rows = np.flatnonzero(oracle_U) if head == ORACLE else np.arange(len(place_U))
+            count = len(rows)
+            own = [pa.array([head] * count, pa.string()), pa.array([filtered] * count), pa.array(place_U[rows], pa.int32(), mask=place_U[rows] == 0)]
+            writer.write_table(pa.Table.from_arrays([column.take(pa.array(rows)) for column in fixed] + own, schema=PER_USER))
 
 
-def _blocks(order_U: np.ndarray, n_items: int) -> Iterator[np.ndarray]:
-    size = max(1, min(BLOCK_USERS, BLOCK_CELLS // n_items))
-    for start in range(0, len(order_U), size):
-        yield order_U[start : start + size]
+def _nobody(histories_dir: Path, history: HistoryConfig) -> str:
+    if history.split == "time":
+        return (
+            f"no user in {histories_dir} has {max(1, history.min_events - 2)} events or more before the time split's last cut and one after it, so nothing can "
+            "be held out. Lower histories.test_from, or set histories.split to leave_one_out."
+        )
+    return f"no user in {histories_dir} has {max(3, history.min_events)} events or more, so nothing can be held out. Give a source with longer histories."
 
 
-def _fit_baselines(split: Split, n_items: int, segments: int, segment_of_user: np.ndarray, neighbours: int) -> Baselines:
-    h = split.histories
-    user_E = np.repeat(np.arange(len(h)), h.lengths)
-    place_E = np.arange(len(h.items)) - h.offsets[:-1][user_E]
-    train_E = place_E < split.train_lengths[user_E]
-    user_E, item_E = user_E[train_E], h.items[train_E]
-    segment_SN = segment_scores(segment_of_user[user_E], item_E, segments, n_items) if segments > 1 else None
-    return Baselines(popularity(item_E, n_items), segment_SN, ItemKnn.fit(user_E, item_E, len(h), n_items, neighbours))
+def _intervals(values: Values, known_U: np.ndarray, config: EvaluationConfig) -> dict[str, Any]:
+    """All intervals, of the same resamples; None stands for infinite.
+
+    `intervals`: the headline's, by flat names (own, UGT minus and over each other model); `intervals_by_rule`: each ranking's own; `fused_minus`: the
+    difference of the fused head to every other ranking under the same rule.
+    """
+    keys = [(name, metric) for name in values if name[0] != ORACLE for metric in INTERVAL_METRICS]
+    drawn_SM = metrics.bootstrap_means(np.stack([values[name][metric] for name, metric in keys], 1), config.bootstrap_samples, config.seed)
+    drawn = {key: drawn_SM[:, i] for i, key in enumerate(keys)}
+    by_rule: dict[str, dict[str, dict[str, Any]]] = {"filtered": {}, "unfiltered": {}}
+    minus: dict[str, dict[str, dict[str, Any]]] = {"filtered": {}, "unfiltered": {}}
+    for (name, filtered), metric in keys:
+        rule = "filtered" if filtered else "unfiltered"
+        by_rule[rule].setdefault(name, {})[metric] = _finite(drawn[(name, filtered), metric])
+        if name != "fused":
+            minus[rule].setdefault(name, {})[metric] = _finite(drawn[("fused", filtered), metric] - drawn[(name, filtered), metric])
+    flat: dict[str, list[float | None]] = {}
+    others = [name for name, filtered in values if filtered and name not in HEADS]
+    for metric in INTERVAL_METRICS:
+        flat[f"{MODEL}_{metric}"] = by_rule["filtered"]["fused"][metric]
+        for name in others:
+            if name == ORACLE:  # it was asked for some users only
+                both_U2 = np.stack([values["fused", True][metric][known_U], values[ORACLE, True][metric]], 1)
+                own_S, other_S = metrics.bootstrap_means(both_U2, config.bootstrap_samples, config.seed).T
+            else:
+                own_S, other_S = drawn[("fused", True), metric], drawn[(name, True), metric]
+            flat[f"{name}_{metric}"] = _finite(other_S)
+            flat[f"{MODEL}_minus_{name}_{metric}"] = _finite(own_S - other_S)
+            flat[f"{MODEL}_over_{name}_{metric}"] = _finite(metrics.ratio(own_S, other_S))
+    return {"intervals": flat, "intervals_by_rule": by_rule, "fused_minus": minus}
 
 
-def _segments(users_dir: Path, user_ids: Sequence[str]) -> tuple[int, np.ndarray]:
-    """Number of segments and the segment of each user, as serving defines them; a user without attributes is in the first."""
-    rows = read_table(Path(users_dir), USERS).to_pylist()
-    named = {row["user_id"]: segment_of(User(**row)) for row in rows}
-    numbers = {ALL: 0} | {name: i for i, name in enumerate(sorted(set(named.values()) - {ALL}), start=1)}
-    return len(numbers), np.array([numbers[named.get(user_id, ALL)] for user_id in user_ids])
+def _finite(drawn_S: np.ndarray) -> list[float | None]:
+    return [float(x) if math.isfinite(x) else None for x in metrics.bounds(drawn_S)]
 
 
-def _permuted(work: Workload, seed: int) -> Workload:
-    """The same targets, each with the history, attributes and moment of another user: nobody keeps the own one."""
-    cycle_U = np.random.default_rng(seed).permutation(len(work.rows_U))
-    other_U = np.empty_like(cycle_U)
-    other_U[cycle_U] = np.roll(cycle_U, 1)
-    given = [work.split.example(int(work.rows_U[o]), "test") for o in other_U]
-    target_U = _targets(work)
-    h = work.split.histories
-    permuted = Histories(
-        user_ids=[h.user_ids[u] for u in work.rows_U],
-        offsets=np.concatenate([[0], np.cumsum([len(e.items) + 1 for e in given])]).astype(np.int64),
-        items=np.concatenate([np.append(e.items, np.int32(t)) for e, t in zip(given, target_U, strict=True)]).astype(np.int32),
-        # what follows the last event of a history is never read: it stands beside the target
-        actions=np.concatenate([np.append(e.actions, np.int32(0)) for e in given]).astype(np.int32),
-        values=np.concatenate([np.append(e.values, np.float32(np.nan)) for e in given]).astype(np.float32),
-        timestamps=np.concatenate([np.append(e.timestamps, e.target_timestamp) for e in given]).astype(np.int64),
-    )
-    return Workload(permuted.split(), np.arange(len(given)), work.codes_UA[other_U], work.segment_U[other_U])
+def _slices(values: Values, length_U: np.ndarray, count_U: np.ndarray, config: EvaluationConfig) -> dict[str, Any]:
+    columns = [(name, filtered, metric) for name, filtered in values if name != ORACLE for metric in INTERVAL_METRICS]
+    values_UM = np.stack([values[name, filtered][metric] for name, filtered, metric in columns], 1)
+    return slices.table(slices.figures(values_UM, slices.dimensions(length_U, count_U), config.bootstrap_samples, config.seed), columns)
 
 
-def _permuted_check(ranked: Rankings, work: Workload, own_U: np.ndarray, config: EvaluationConfig) -> dict[str, Any]:
+def _permuted_check(ranked: Rankings, target_U: np.ndarray, own: Mapping[str, np.ndarray], config: EvaluationConfig) -> dict[str, Any]:
     """With someone else's history the model knows nothing of the target's user, so it may not beat popularity.
 
-    `own_U` is recall@10 per user with the own history. Popularity is filtered by the same permuted histories.
+    `own` are the fused head's per-user values with the own history. Popularity is filtered by the same permuted histories.
     `falls_to_popularity`: the paired interval of the difference is not above 0.
     """
-    target_U = _targets(work)
-    fused_U, popular_U = (metrics.ranking_metrics(ranked[name, True], target_U, (10,))["recall@10"] for name in ("fused", POPULARITY))
+    fused_U, popular_U = (metrics.of_places(metrics.places(ranked[name, True], target_U), (10,))["recall@10"] for name in ("fused", "popularity"))
     difference = metrics.paired_difference(fused_U, popular_U, config.bootstrap_samples, config.seed)
-    loss = metrics.paired_difference(own_U, fused_U, config.bootstrap_samples, config.seed)
+    loss = metrics.paired_difference(own["recall@10"], fused_U, config.bootstrap_samples, config.seed)
     return {
         "recall@10": float(fused_U.mean()),
         "popularity_recall@10": float(popular_U.mean()),
@@ -282,27 +224,6 @@ def _permuted_check(ranked: Rankings, work: Workload, own_U: np.ndarray, config:
         "own_minus_permuted_recall@10": [loss.low, loss.high],
         "falls_to_popularity": difference.low <= 0.0,
     }
-
-
-def _intervals(values: Mapping[tuple[str, bool], dict[str, np.ndarray]], known_U: np.ndarray, config: EvaluationConfig) -> dict[str, list[float | None]]:
-    """95% intervals: each model's own figures, UGT minus and over each other model, over the same users. None stands for infinite."""
-    intervals: dict[str, list[float | None]] = {}
-    for metric in INTERVAL_METRICS:
-        own_U = values["fused", True][metric]
-        intervals[f"{MODEL}_{metric}"] = _finite(metrics.mean_interval(own_U, config.bootstrap_samples, config.seed))
-        for name in (POPULARITY, ITEM_KNN, ORACLE):
-            if (name, True) not in values:
-                continue
-            other_U = values[name, True][metric]
-            same_U = own_U[known_U] if name == ORACLE else own_U
-            intervals[f"{name}_{metric}"] = _finite(metrics.mean_interval(other_U, config.bootstrap_samples, config.seed))
-            intervals[f"{MODEL}_minus_{name}_{metric}"] = _finite(metrics.paired_difference(same_U, other_U, config.bootstrap_samples, config.seed))
-            intervals[f"{MODEL}_over_{name}_{metric}"] = _finite(metrics.paired_ratio(same_U, other_U, config.bootstrap_samples, config.seed))
-    return intervals
-
-
-def _finite(interval: metrics.Interval) -> list[float | None]:
-    return [x if math.isfinite(x) else None for x in (interval.low, interval.high)]
 
 
 def _read_truth(truth: Path, user_ids: Sequence[str], item_ids: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -319,16 +240,6 @@ def _read_truth(truth: Path, user_ids: Sequence[str], item_ids: Sequence[str], t
     return ranking_UK, known_U
 
 
-def _targets(work: Workload) -> np.ndarray:
-    """int64 [U]: the item of each user's last event."""
-    h = work.split.histories
-    return h.items[h.offsets[work.rows_U + 1] - 1].astype(np.int64)
-
-
-def _cutoffs(top_k: int) -> tuple[int, ...]:
-    return tuple(k for k in metrics.CUTOFFS if k <= top_k)
-
-
 def _both(figures: Mapping[tuple[str, bool], dict[str, float]], name: str) -> dict[str, dict[str, float]]:
     return {word: figures[name, filtered] for word, filtered in (("filtered", True), ("unfiltered", False)) if (name, filtered) in figures}
 
@@ -341,13 +252,22 @@ def _alarms(headline: Mapping[str, Mapping[str, float]], n_items: int) -> list[s
 
 
 def _protocol(
-    split: Split, work: Workload, item_ids: Sequence[str], config: EvaluationConfig, decoding: DecodingConfig, fusion: Any, oracle_users: int
+    work: Workload,
+    history: HistoryConfig,
+    item_ids: Sequence[str],
+    config: EvaluationConfig,
+    decoding: DecodingConfig,
+    fusion: Any,
+    card: Mapping[str, Any],
+    oracle_users: int,
 ) -> dict[str, Any]:
     """How these figures came about, in words and numbers."""
-    target_U = _targets(work)
-    repeats = sum(int(t) in set(work.split.example(int(u), "test").items.tolist()) for u, t in zip(work.rows_U, target_U, strict=True))
+    split: Split = work.split
+    seen = baselines.histories_before(split, work.rows_U, "test")
+    repeats = sum(bool((items == target).any()) for items, target in zip(seen, work.target_U, strict=True))
     return {
-        "split": "leave-one-out: the last event of a user is the test target, the one before it validation; a test history includes the validation event",
+        "split": SPLITS[history.split],
+        "split_settings": history.model_dump(mode="json"),
         "tie_rule_events": "events of a user in the order of (timestamp, place in the source file)",
         "ranking": "the whole catalogue; dense head and baselines score every item, the generative head gives its beam, fused is the union of both heads' best",
         "tie_rule_rankings": "higher score first, then lower item index (items in ascending order of id)",
@@ -356,12 +276,20 @@ def _protocol(
         "users_evaluated": len(work.rows_U),
         "users_of_oracle": oracle_users,
         "catalogue": len(item_ids),
+        "catalogue_hash": items_hash(item_ids),
         "train_events": int(split.train_lengths.sum()),
         "targets_seen_before": repeats,
         "top_k": config.top_k,
         "beam_width": decoding.beam_width,
+        "decoding": decoding.model_dump(mode="json"),
         "fusion": {"method": fusion.method, "weight": fusion.weight, "chosen_on": "validation"},
-        "knn_neighbours": config.knn_neighbours,
+        "knn_neighbours": card["knn_neighbours"],
+        "baseline_settings": {name: {k: v for k, v in chosen.items() if k != "tried"} for name, chosen in card["chosen"].items()},
         "intervals": f"95%, percentile bootstrap over users, {config.bootstrap_samples} resamples, paired",
         "seed": config.seed,
     }
+
+
+def items_hash(item_ids: Sequence[str]) -> str:
+    """Digest of the item ids alone: two runs on the same catalogue may be compared, whatever codes their items have."""
+    return hashlib.sha256("\n".join(item_ids).encode()).hexdigest()[:16]

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 RESTARTS, ELASTIC_RESTARTS = 2, 20  # an elastic training is meant for nodes that come and go
 
 

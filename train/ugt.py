@@ -23,7 +23,8 @@ from train.stages import StageObjective
 from train.windows import TrainingWindows, Window
 from ugt import histories as history_files
 from ugt.artifacts import USERS, read_table, write_text
-from ugt.model.config import ModelConfig, StageConfig, TrainingConfig
+from ugt.histories import HistoryConfig
+from ugt.model.config import DecodingConfig, ModelConfig, StageConfig, TrainingConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.model.ugt import UGT
 from ugt.schema import UGTError
@@ -42,11 +43,11 @@ def run(
     init_dir: Path | None,
     out_dir: Path,
     work_dir: Path,
-    min_events: int = 3,
+    history: HistoryConfig = HistoryConfig(),
 ) -> dict[str, Any]:
     """Train stage 1, 2 or 3 on `training.workers` Ray workers; write `model.safetensors`, `model.json` and `curve.jsonl` into `out_dir`.
 
-    `init_dir` is the checkpoint the stage starts from: required by stages 2 and 3, a warm start for stage 1. `min_events`: as in HistoryConfig. Returns
+    `init_dir` is the checkpoint the stage starts from: required by stages 2 and 3, a warm start for stage 1. `history` says what is held out. Returns
     the stage's figures. Raises UGTError for a checkpoint of another catalogue and for a loss that isn't finite.
     """
     if init_dir is None and stage != 1:
@@ -62,7 +63,7 @@ def run(
         "model": model_config.model_dump(),
         "training": training.model_dump(),
         "work_dir": str(work_dir),
-        "min_events": min_events,
+        "history": history.model_dump(),
         "started": time.time(),  # a stage's budget counts from here: starting the workers and loading are part of it
     }
     engines.check(training.strategy)
@@ -107,7 +108,7 @@ def train_stage(
     stage: StageConfig = getattr(training, f"stage{number}")
     torch.set_num_threads(training.threads)
     torch.manual_seed(training.seed)
-    split = history_files.load(Path(task["histories_dir"])).split(task["min_events"])
+    split = HistoryConfig(**task["history"]).apply(history_files.load(Path(task["histories_dir"])))
     model = _start(task, ModelConfig(**task["model"]))
     user_UA = user_codes(Path(task["users_dir"]), split.histories.user_ids, model.vocabulary)
     windows = TrainingWindows(split, user_UA, model.config.max_length, training.window_overlap, training.batch_size, training.seed + number)
@@ -173,7 +174,7 @@ def _step(windows: TrainingWindows, part: list[Window], rank: int, parts: int) -
 
 def _validation_users(split: history_files.Split, training: TrainingConfig) -> np.ndarray:
     """A fixed random set of the users that have a validation target."""
-    users = np.flatnonzero(split.evaluated)
+    users = split.users("validation")
     return np.sort(np.random.default_rng(training.seed).permutation(users)[: training.validation_users])
 
 
@@ -182,7 +183,7 @@ def _validation(model: torch.nn.Module, split: history_files.Split, users: np.nd
     CPU, where everything that ranks runs."""
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).cpu()
-    found = candidates(model, split, users, "validation", True, user_UA, 50, beam_width)
+    found = candidates(model, split, users, "validation", True, user_UA, 50, DecodingConfig(beam_width=beam_width))
     targets = np.array([split.example(int(u), "validation").target for u in users])
     fusion, fused = choose_fusion(found, targets)
     generative = np.mean([ndcg(c.items[:10], t) for c, t in zip(found, targets, strict=True)])
@@ -210,7 +211,7 @@ def _write(
     fusion = {"method": "log_probability", "weight": 0.5}
     if len(users):
         targets = np.array([split.example(int(u), "validation").target for u in users])
-        fusion = vars(choose_fusion(candidates(model, split, users, "validation", True, user_UA, 50, 50), targets)[0])
+        fusion = vars(choose_fusion(candidates(model, split, users, "validation", True, user_UA, 50, DecodingConfig()), targets)[0])
     validated = [row["validation"]["score"] for row in progress.curve if "validation" in row]
     figures = {
         "stage": stage,

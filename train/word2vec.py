@@ -11,21 +11,20 @@ from threadpoolctl import threadpool_limits
 from ugt import histories
 from ugt.artifacts import CREDITS, ITEMS, read_table
 from ugt.cooccurrence import factorise, fill, ppmi
+from ugt.histories import HistoryConfig
 from ugt.word2vec import Word2VecConfig, catalogue_tokens, epochs, item_vectors, sentences, train_counts, train_vectors
 
-MIN_EVENTS = 3  # the shortest history that can be evaluated; its last two events are never training data
 
-
-def run(etl_dir: Path, histories_dir: Path, config: Word2VecConfig, out_dir: Path) -> dict[str, Any]:
+def run(etl_dir: Path, histories_dir: Path, config: Word2VecConfig, out_dir: Path, history: HistoryConfig = HistoryConfig()) -> dict[str, Any]:
     """Write `word2vec.npy` (float32 [N, W], unit rows), `keyed_vectors.kv`, `cooccurrence.npy` (float32 [N, C]), the neighbourhood of each
     (`neighbourhood.npz`, `cooccurrence_neighbourhood.npz`) and `train_counts.npy`; figures of the corpus.
 
-    The last two events of every user who could be evaluated are left out, whatever the evaluation settings are.
+    Only the training part of the split is read, as by the model.
     """
     items, credits = read_table(etl_dir / "items", ITEMS).sort_by("item_index"), read_table(etl_dir / "credits", CREDITS)
     item_ids, tokens = items.column("item_id").to_pylist(), catalogue_tokens(items, credits)
     past = histories.load(histories_dir)
-    train_lengths = past.split(MIN_EVENTS).train_lengths
+    train_lengths = history.apply(past).train_lengths
     corpus, lines, words = out_dir / "corpus.txt", 0, 0
     with open(corpus, "w", encoding="utf-8") as f:
         for sentence in sentences(item_ids, tokens, past, train_lengths, config):

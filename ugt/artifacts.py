@@ -77,6 +77,18 @@ HISTORIES = pa.schema(
 )
 SEMANTIC_IDS = pa.schema([("item_index", pa.int32()), ("item_id", pa.string()), ("l1", pa.int32()), ("l2", pa.int32()), ("l3", pa.int32())])
 PREDICTIONS = pa.schema([("user_id", pa.string()), ("head", pa.string()), ("filtered", pa.bool_()), ("item_ids", pa.list_(pa.string()))])
+# one row per user, head and filter rule: the place of the held-out item in the list, null where it isn't in it; every figure follows from it
+PER_USER = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("target_id", pa.string()),
+        ("history_length", pa.int32()),
+        ("target_count", pa.int32()),
+        ("head", pa.string()),
+        ("filtered", pa.bool_()),
+        ("place", pa.int32()),
+    ]
+)
 
 MANIFEST = "manifest.json"
 

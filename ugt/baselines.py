@@ -1,54 +1,37 @@
-"""Baselines every model must beat: popularity, popularity by user segment, item-kNN. Scores for the whole catalogue, ranked exactly.
+"""Baselines every model must beat: popularity (also by user segment), item-kNN, Word2Vec, transition counts. Each ranks the whole catalogue exactly.
 
-Choices: all are fitted on the training part of the histories, as the model is, and answer from the same history as the model.
-Item-kNN is cosine over the users two items share in training, the best `neighbours` per item kept, summed over the distinct items
-of the history. Rankings follow the protocol of the evaluation: higher score first, then lower item index; scores are float32.
+Choices: all are fitted on the training part of the histories, as the model is, and answer from the same history as the model; what is to be
+chosen (pooling, decays) is chosen on validation by `train/baselines.py`. Rankings follow the one tie rule of `ugt/topk.py`. SASRec is in `ugt/sasrec.py`.
 
-Shapes: U users, N items, K places of a ranking (-1 where nothing is left), E events as pairs (user row, item index).
+Shapes: U users, N items, K places of a ranking, S segments, W width of a vector, E events as pairs (user row, item index).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 
+from ugt.topk import top_items
 
-def top_items(score_UN: np.ndarray, k: int, blocked_UN: np.ndarray | None = None) -> np.ndarray:
-    """The k best items of each row: int64 [U, k], higher score first, equal scores by lower item index, -1 where nothing is left.
-
-    `blocked_UN` bool marks items that may not appear. Exact: score and index are packed into one integer key, so no tie is
-    left to the partition. Raises ValueError for NaN. O(U N) time, 8 bytes per cell.
-    """
-    score_UN = np.ascontiguousarray(score_UN, dtype=np.float32)
-    if np.isnan(score_UN).any():
-        raise ValueError("scores hold NaN")
-    n_items = score_UN.shape[1]
-    # + 0.0 makes -0.0 and 0.0 equal; flipping the lower bits of negative floats makes their bit pattern ordered as integers
-    bits_UN = (score_UN + np.float32(0.0)).view(np.int32).astype(np.int64)
-    key_UN = np.where(bits_UN < 0, bits_UN ^ 0x7FFFFFFF, bits_UN) << 32
-    key_UN += n_items - 1 - np.arange(n_items)
-    if blocked_UN is not None:
-        key_UN[blocked_UN] = np.iinfo(np.int64).min
-    keep = min(k, n_items)
-    top_UK = np.partition(key_UN, n_items - keep, axis=1)[:, n_items - keep :]
-    top_UK = np.sort(top_UK, axis=1)[:, ::-1]
-    item_UK = n_items - 1 - (top_UK & 0xFFFFFFFF)
-    item_UK[top_UK == np.iinfo(np.int64).min] = -1
-    return np.pad(item_UK, ((0, 0), (0, k - keep)), constant_values=-1)
+POPULARITY_SHARE = 1e-3  # of the most popular item in `Transitions`: less than the weakest transition, so it only orders what no transition reaches
 
 
-def blocked_items(seen: Sequence[np.ndarray], n_items: int, keep_U: np.ndarray | None = None) -> np.ndarray:
-    """bool [U, N]: the items each user has seen, except `keep_U` (the target, which stays rankable even if it is a repeat)."""
-    blocked_UN = np.zeros((len(seen), n_items), dtype=bool)
-    row_E = np.repeat(np.arange(len(seen)), [len(s) for s in seen])
-    if len(row_E):
-        blocked_UN[row_E, np.concatenate([np.asarray(s) for s in seen])] = True
-    if keep_U is not None:
-        blocked_UN[np.arange(len(seen)), keep_U] = False
-    return blocked_UN
+class Request(NamedTuple):
+    """A block of users as a baseline sees it: item indices of each history, oldest first, and the segment of each user."""
+
+    histories: Sequence[np.ndarray]
+    segment_U: np.ndarray
+
+
+class Ranker(Protocol):
+    def rank(self, request: Request, k: int) -> np.ndarray:
+        """The k best items of each user, seen ones included: int64 [U, k]."""
+        ...
 
 
 def popularity(item_E: np.ndarray, n_items: int) -> np.ndarray:
@@ -67,6 +50,17 @@ def segment_scores(segment_E: np.ndarray, item_E: np.ndarray, segments: int, n_i
     # dense rank of (count in segment, count overall): equal pairs share a score and fall to the tie rule
     key_SN = counts_SN * (int(overall_N.max(initial=0)) + 1) + overall_N
     return np.stack([np.unique(row, return_inverse=True)[1] for row in key_SN]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """The same list for everybody, or, with a row per segment, for everybody of a segment: `score_SN` float32."""
+
+    score_SN: np.ndarray
+
+    def rank(self, request: Request, k: int) -> np.ndarray:
+        row_U = request.segment_U if len(self.score_SN) > 1 else np.zeros(len(request.histories), np.int64)
+        return top_items(self.score_SN, k)[row_U]
 
 
 @dataclass(frozen=True)
@@ -104,6 +98,90 @@ class ItemKnn:
         row_E = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
         item_E = np.concatenate([np.asarray(h) for h in histories]) if len(row_E) else np.empty(0, dtype=np.int64)
         return (_incidence(row_E, item_E, len(histories), n_items) @ self.similarity_NN).toarray()
+
+    def rank(self, request: Request, k: int) -> np.ndarray:
+        return top_items(self.scores(request.histories), k)
+
+
+@dataclass(frozen=True)
+class NearestVectors:
+    """Items by the cosine of their vector with the mean of the last items' vectors: `vector_NW` float32, unit rows.
+
+    `last` events are pooled (0: all), each weighing `decay` times the one after it. Source: item2vec (Barkan and Koenigstein, 2016) for the vectors.
+    """
+
+    vector_NW: np.ndarray
+    last: int = 0
+    decay: float = 1.0
+
+    def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [U, N], up to a positive factor per user, which no ranking sees."""
+        pooled_UW = recent(histories, len(self.vector_NW), self.last, self.decay) @ self.vector_NW
+        return pooled_UW @ self.vector_NW.T
+
+    def rank(self, request: Request, k: int) -> np.ndarray:
+        return top_items(self.scores(request.histories), k)
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Items by decayed counts of what followed the last items in training: a Markov chain that looks a few events back and skips a few ahead.
+
+    `count_LNN` hold, for lag 1, 2, ..., how often j came that many events after i (CSR). They are added with weights `lag_decay` ** (lag - 1), a row
+    divided by its sum to the power `damping` (0: counts, 1: probabilities), and summed over the last `last` events, each weighing `recency` times the
+    one after it. What no transition reaches follows in order of popularity. Sources: Markov chains for sequences (Rendle et al., 2010), sequential
+    rules with weights by distance (Ludewig and Jannach, 2018, "SR").
+    """
+
+    count_LNN: tuple[sp.csr_matrix, ...]
+    popularity_N: np.ndarray
+    last: int = 6
+    lag_decay: float = 0.5
+    recency: float = 0.5
+    damping: float = 0.0
+
+    @classmethod
+    def fit(cls, user_E: np.ndarray, item_E: np.ndarray, n_items: int, lags: int = 3) -> Transitions:
+        """Counts of the training part; `user_E` ascends and each user's events are in order."""
+        counts = []
+        for lag in range(1, lags + 1):
+            same_E = user_E[lag:] == user_E[:-lag]
+            pairs = (np.ones(int(same_E.sum()), np.float32), (item_E[:-lag][same_E], item_E[lag:][same_E]))
+            counts.append(sp.csr_matrix(pairs, shape=(n_items, n_items)))
+        return cls(tuple(counts), popularity(item_E, n_items))
+
+    @cached_property
+    def mixed_NN(self) -> sp.csr_matrix:
+        """The one matrix that answers, CSR float32."""
+        total = sum(float(self.lag_decay**lag) * count_NN for lag, count_NN in enumerate(self.count_LNN)).tocsr()
+        sum_N = np.asarray(total.sum(1), dtype=np.float64).ravel()
+        return sp.diags(np.maximum(sum_N, 1e-12) ** -self.damping).dot(total).tocsr().astype(np.float32)
+
+    @cached_property
+    def rest_N(self) -> np.ndarray:
+        """Scores of what no transition reaches, float32: popularity, scaled below the weakest transition."""
+        data = self.mixed_NN.data
+        weakest = float(data[data > 0].min(initial=1.0)) * self.recency ** (self.last - 1)
+        return (POPULARITY_SHARE * weakest * self.popularity_N / max(int(self.popularity_N.max(initial=0)), 1)).astype(np.float32)
+
+    def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [U, N]."""
+        followed_UN = (recent(histories, len(self.popularity_N), self.last, self.recency) @ self.mixed_NN).toarray()
+        followed_UN += self.rest_N
+        return followed_UN
+
+    def rank(self, request: Request, k: int) -> np.ndarray:
+        return top_items(self.scores(request.histories), k)
+
+
+def recent(histories: Sequence[np.ndarray], n_items: int, last: int, decay: float) -> sp.csr_matrix:
+    """Weights of the last events of each history, CSR float32 [U, N]: `decay` ** age, age 0 the newest; repeats add up. `last` 0 takes them all."""
+    kept = [h[-last:] if last else h for h in histories]
+    lengths = np.array([len(h) for h in kept])
+    row_E = np.repeat(np.arange(len(kept)), lengths)
+    age_E = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(row_E))
+    item_E = np.concatenate([np.asarray(h) for h in kept]) if len(row_E) else np.empty(0, np.int64)
+    return sp.csr_matrix(((decay**age_E).astype(np.float32), (row_E, item_E)), shape=(len(kept), n_items))
 
 
 def _incidence(row_E: np.ndarray, item_E: np.ndarray, n_rows: int, n_items: int) -> sp.csr_matrix:

@@ -1,7 +1,9 @@
-"""Histories of all users as flat arrays, and the leave-one-out split over them.
+"""Histories of all users as flat arrays, and the split over them: leave-one-out, or by time.
 
-The order of a user's events is (timestamp, place in the source file), everywhere. The last event of an evaluated user is the test
-target, the one before it the validation target; the test history includes the validation item.
+The order of a user's events is (timestamp, place in the source file), everywhere. Leave-one-out: the last event of an evaluated user is the test
+target, the one before it the validation target. Time: two moments cut all histories; what is before the first trains, a user's first event between
+them is the validation target, the first one after the second the test target. The history of a target is all that precedes it, never more; a
+test history includes the validation item.
 
 Shapes: U users, E events.
 """
@@ -16,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from ugt.artifacts import HISTORIES, read_table
-from ugt.schema import ACTION_IDS, ACTIONS, UGTError
+from ugt.schema import ACTION_IDS, ACTIONS, Config, UGTError
 
 Part = Literal["validation", "test"]
 
@@ -59,25 +62,100 @@ class Histories:
         """Leave-one-out over users with at least `min_events` events (never fewer than 3: history, validation, test)."""
         lengths = self.lengths
         evaluated = lengths >= max(3, min_events)
-        return Split(histories=self, evaluated=evaluated, train_lengths=np.where(evaluated, lengths - 2, lengths).astype(np.int64))
+        train_lengths = np.where(evaluated, lengths - 2, lengths).astype(np.int64)
+        return Split(self, train_lengths, np.where(evaluated, lengths - 2, -1), np.where(evaluated, lengths - 1, -1))
+
+    def split_by_time(self, validation_from: float, test_from: float, min_events: int = 3) -> Split:
+        """Split at two quantiles of all timestamps. An event at the very moment of a cut is after it.
+
+        A target needs at least max(1, `min_events` - 2) events before it, as many as a validation target of leave-one-out. Raises UGTError where
+        an event has no timestamp, or where nothing lies before the first cut.
+        """
+        unknown = int((self.timestamps <= 0).sum())
+        if unknown:
+            raise UGTError(
+                f"a time split needs the time of every event, and {unknown:,} of {len(self.timestamps):,} have no timestamp. "
+                "Set histories.split to leave_one_out, or give a source with timestamps."
+            )
+        ordered = np.sort(self.timestamps)
+        cuts = [int(ordered[int(q * len(ordered))]) for q in (validation_from, test_from)]
+        user_E = np.repeat(np.arange(len(self)), self.lengths)
+        before_2U = [np.bincount(user_E[self.timestamps < cut], minlength=len(self)) for cut in cuts]
+        if not before_2U[0].any():
+            raise UGTError(
+                f"a time split at {validation_from:g} leaves nothing to train on: no event is earlier than {cuts[0]} (Unix seconds). "
+                "Raise histories.validation_from, or set histories.split to leave_one_out."
+            )
+        enough = max(1, min_events - 2)
+        ends_2U = [before_2U[1], self.lengths]  # where the events a target may be taken from end
+        at = [np.where((first >= enough) & (first < end), first, -1) for first, end in zip(before_2U, ends_2U, strict=True)]
+        return Split(self, before_2U[0].astype(np.int64), *at)
 
 
 @dataclass(frozen=True)
 class Split:
-    """`evaluated` [U]: who has a validation and a test target. `train_lengths` [U]: how many first events training may see."""
+    """`train_lengths` [U]: how many first events of each user training may see. `validation_at`, `test_at` [U]: the place of the user's target among
+    the events, -1 for a user without one."""
 
     histories: Histories
-    evaluated: NDArray[np.bool_]
     train_lengths: NDArray[np.int64]
+    validation_at: NDArray[np.int64]
+    test_at: NDArray[np.int64]
+
+    @property
+    def evaluated(self) -> NDArray[np.bool_]:
+        """[U]: who has a test target."""
+        return self.test_at >= 0
+
+    def at(self, part: Part) -> NDArray[np.int64]:
+        return self.test_at if part == "test" else self.validation_at
+
+    def users(self, part: Part) -> NDArray[np.int64]:
+        """Rows of the users with a target in this part, ascending."""
+        return np.flatnonzero(self.at(part) >= 0)
+
+    def targets(self, users: NDArray[np.int64], part: Part) -> NDArray[np.int64]:
+        """The target items of these users, each of whom must have one."""
+        return self.histories.items[self.histories.offsets[users] + self.at(part)[users]].astype(np.int64)
+
+    def train_events(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(user row, item index) of each event that training may see, oldest first within a user."""
+        h = self.histories
+        user_E = np.repeat(np.arange(len(h)), h.lengths)
+        seen_E = np.arange(len(h.items)) - h.offsets[:-1][user_E] < self.train_lengths[user_E]
+        return user_E[seen_E], h.items[seen_E].astype(np.int64)
 
     def example(self, u: int, part: Part) -> Example:
-        """The events before the target of user `u`, and the target. Raises ValueError for a user who isn't evaluated."""
-        if not self.evaluated[u]:
-            raise ValueError(f"user {self.histories.user_ids[u]} has too few events to be evaluated")
+        """The events before the target of user `u`, and the target. Raises ValueError for a user without a target in this part."""
+        place = int(self.at(part)[u])
+        if place < 0:
+            raise ValueError(f"user {self.histories.user_ids[u]} has too few events to be evaluated, or none in this part")
         h = self.histories
-        start, end = int(h.offsets[u]), int(h.offsets[u + 1]) - (1 if part == "test" else 2)
+        start = int(h.offsets[u])
+        end = start + place
         cut = slice(start, end)
         return Example(h.items[cut], h.actions[cut], h.values[cut], h.timestamps[cut], int(h.items[end]), int(h.timestamps[end]))
+
+
+class HistoryConfig(Config):
+    """What is held out, and of whom."""
+
+    min_events: int = 3  # users with fewer train but are not evaluated
+    split: Literal["leave_one_out", "time"] = "leave_one_out"  # the field's usual one, and the one that lets no model see the future
+    validation_from: float = Field(0.8, gt=0, lt=1)  # time split: quantiles of all timestamps; before the first is training,
+    test_from: float = Field(0.9, gt=0, lt=1)  # between the two validation, from the second on test
+
+    @model_validator(mode="after")
+    def _in_order(self) -> HistoryConfig:
+        if self.validation_from >= self.test_from:
+            raise ValueError(f"validation_from {self.validation_from:g} is not below test_from {self.test_from:g}")
+        return self
+
+    def apply(self, histories: Histories) -> Split:
+        """The split of these histories. Raises UGTError for a time split of events without timestamps."""
+        if self.split == "time":
+            return histories.split_by_time(self.validation_from, self.test_from, self.min_events)
+        return histories.split(self.min_events)
 
 
 def load(folder: Path) -> Histories:

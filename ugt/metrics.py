@@ -74,6 +74,27 @@ def ranking_metrics(ranking_UK: np.ndarray, target_UT: np.ndarray, cutoffs: tupl
     return values
 
 
+def places(ranking_UK: np.ndarray, target_U: np.ndarray) -> np.ndarray:
+    """Place of each user's one target in the list, from 1; 0 where it isn't there: int64 [U]. With one target, every figure follows from it.
+
+    Raises ValueError for a list that names an item twice.
+    """
+    _refuse_repeats(ranking_UK)
+    found_UK = ranking_UK == target_U[:, None]
+    return np.where(found_UK.any(1), found_UK.argmax(1) + 1, 0)
+
+
+def of_places(place_U: np.ndarray, cutoffs: tuple[int, ...] = CUTOFFS) -> dict[str, np.ndarray]:
+    """`ranking_metrics` from the places of one target per user."""
+    gain_U, inverse_U = 1.0 / np.log2(np.maximum(place_U, 1) + 1), 1.0 / np.maximum(place_U, 1)
+    values: dict[str, np.ndarray] = {}
+    for k in cutoffs:
+        found_U = (place_U > 0) & (place_U <= k)
+        recall_U, mrr_U = found_U.astype(np.float64), found_U * inverse_U
+        values |= {f"recall@{k}": recall_U, f"ndcg@{k}": found_U * gain_U, f"hit@{k}": recall_U, f"mrr@{k}": mrr_U, f"map@{k}": mrr_U}
+    return values
+
+
 def beyond_accuracy(ranking_UK: np.ndarray, count_N: np.ndarray, vector_ND: np.ndarray, cutoffs: tuple[int, ...] = (10,)) -> dict[str, float]:
     """Coverage, Gini, novelty, intra-list diversity and distinct items of the lists at each cutoff.
 
@@ -133,32 +154,31 @@ def bootstrap_means(values_UM: np.ndarray, samples: int, seed: int) -> np.ndarra
     return np.concatenate(parts)
 
 
-def mean_interval(value_U: np.ndarray, samples: int, seed: int, level: float = 0.95) -> Interval:
-    """Mean over users with its percentile interval."""
-    return _interval(float(np.mean(value_U)), bootstrap_means(np.asarray(value_U)[:, None], samples, seed)[:, 0], level)
-
-
 def paired_difference(a_U: np.ndarray, b_U: np.ndarray, samples: int, seed: int, level: float = 0.95) -> Interval:
     """Mean of a - b over the same users with its percentile interval. An interval above 0 says that a is better."""
     drawn_S2 = bootstrap_means(np.stack([a_U, b_U], 1), samples, seed)
     return _interval(float(np.mean(a_U) - np.mean(b_U)), drawn_S2[:, 0] - drawn_S2[:, 1], level)
 
 
-def paired_ratio(a_U: np.ndarray, b_U: np.ndarray, samples: int, seed: int, level: float = 0.95) -> Interval:
-    """Mean of a over mean of b for the same users with its percentile interval; infinite where b is 0, 1.0 where both are."""
-    drawn_S2 = bootstrap_means(np.stack([a_U, b_U], 1), samples, seed)
-    return _interval(float(_ratio(np.mean(a_U), np.mean(b_U))), _ratio(drawn_S2[:, 0], drawn_S2[:, 1]), level)
+def bounds(drawn_SM: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Percentile interval of each column of resampled figures: float64 [M, 2]."""
+    return np.moveaxis(_quantiles(drawn_SM, level), 0, -1)
 
 
-def _ratio(a: np.ndarray | np.floating, b: np.ndarray | np.floating) -> np.ndarray:
+def ratio(a: np.ndarray | np.floating, b: np.ndarray | np.floating) -> np.ndarray:
+    """a / b; infinite where only b is 0, 1.0 where both are."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     return np.where(b > 0, a / np.where(b > 0, b, 1.0), np.where(a > 0, np.inf, 1.0))
 
 
 def _interval(value: float, drawn_S: np.ndarray, level: float) -> Interval:
-    # no interpolation: between a finite ratio and an infinite one it would be undefined
-    low, high = np.quantile(drawn_S, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    low, high = _quantiles(drawn_S, level)
     return Interval(value, float(low), float(high))
+
+
+def _quantiles(drawn_SM: np.ndarray, level: float) -> np.ndarray:
+    # no interpolation: between a finite ratio and an infinite one it would be undefined
+    return np.quantile(drawn_SM, [(1 - level) / 2, (1 + level) / 2], axis=0, method="nearest")
 
 
 def _intra_list_diversity(top_UK: np.ndarray, unit_ND: np.ndarray) -> float:

@@ -1,7 +1,9 @@
 """One exported model version in ONNX Runtime: histories and constraints in, items that exist out. No torch, so a replica starts fast.
 
-Choices: model inputs are made by `ugt.model.inputs.build_inputs`, as in training; tables of the catalogue are bound to the session once per version;
-requests of a batch may differ in beam width and filter: the widest beam is decoded, a filter is computed once per batch and distinct mask.
+Choices: model inputs are made by `ugt.model.inputs.build_inputs`, as in training; tables of the catalogue are bound once per version and thread, in the
+number formats of the graph;
+requests of a batch may differ in beam width, filter and strategy: each strategy is a graph of its own and runs once per batch (one graph that did all three
+would make the beam a third dearer), the widest beam is decoded, a filter is computed once per batch and distinct mask.
 
 Shapes: B requests, W beams, N items, S slots, G groups, C slots of the largest group, F filters, X exclusions, D width.
 """
@@ -12,17 +14,25 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from threading import Lock, local
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from ugt.filters import Filters
+from ugt.gumbel import gumbel_noise
+from ugt.model.config import DecodingConfig
 from ugt.model.inputs import History, UserVocabulary, build_inputs
+from ugt.providers import ExecutionProvider, session
 from ugt.schema import DecodingStrategy, UGTError
 
 GRAPH, TABLES, VECTORS, ITEM_TABLE, CARD = "decode.onnx", "tables.npz", "item_vectors.npy", "items.parquet", "card.json"
 OUTPUTS = ("item_BW", "log_prob_BW", "user_BD")
-STRATEGIES: tuple[DecodingStrategy, ...] = ("beam",)  # what the exported graph can do
+STRATEGIES: tuple[DecodingStrategy, ...] = get_args(DecodingStrategy)
+GRAPHS: dict[DecodingStrategy, str] = {"beam": GRAPH, "diverse_beam": "decode_diverse_beam.onnx", "nucleus": "decode_nucleus.onnx"}
+DEFAULTS = DecodingConfig()
 NO_ITEM = -1
 
 
@@ -38,30 +48,33 @@ class GenerationRequest:
     user: Mapping[str, Any] = field(default_factory=dict)  # gender, age, occupation; any missing
     exclude: Sequence[int] = ()  # item_index; repeats are harmless
     allowed: NDArray[np.bool_] | None = None  # filter, [N]; None allows everything
-    beam_width: int = 50
-    strategy: DecodingStrategy = "beam"
+    beam_width: int = DEFAULTS.beam_width
+    strategy: DecodingStrategy = DEFAULTS.strategy
     prior: NDArray[np.float32] | None = None  # added to the logits of L1, [K1]
+    diversity_penalty: float = DEFAULTS.diversity_penalty  # of diverse_beam
+    temperature: float = DEFAULTS.temperature  # of nucleus, like the next two
+    top_p: float = DEFAULTS.top_p
+    seed: int = 0  # equal seeds give equal samples
 
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """Best first; fewer than `beam_width` items, or none, where fewer are legal."""
+    """Best first (beam), or in the order they were chosen (diverse_beam) or drawn (nucleus); all that are legal where those are fewer than `beam_width`."""
 
     item_indices: NDArray[np.int64]
     log_probs: NDArray[np.float32]
     codes: NDArray[np.int64]  # [., 3]
     user_vector: NDArray[np.float32]  # [D]; its inner product with a row of `Generator.item_vectors` is the dense logit
+    reason: str | None = None  # why there are fewer items than `beam_width`
 
 
 class Generator:
     """Not thread-safe for loading; `recommend` may be called from several threads."""
 
-    def __init__(self, version_dir: Path, threads: int = 1):
+    def __init__(self, version_dir: Path, threads: int = 1, provider: ExecutionProvider = "cpu"):
         """Raises UGTError if the folder is not a whole version."""
-        import onnxruntime
-
         version_dir = Path(version_dir)
-        missing = [name for name in (GRAPH, TABLES, VECTORS, CARD) if not (version_dir / name).is_file()]
+        missing = [name for name in (*GRAPHS.values(), TABLES, VECTORS, CARD) if not (version_dir / name).is_file()]
         if missing:
             raise UGTError(f"{version_dir} is not a model version: {', '.join(missing)} missing. Export it again: ugt export onnx.")
         self.card: dict[str, Any] = json.loads((version_dir / CARD).read_text())
@@ -70,17 +83,11 @@ class Generator:
         self.vocabulary = UserVocabulary.from_json(self.card["vocabulary"])
         with np.load(version_dir / TABLES) as tables:
             self.tables = {name: np.ascontiguousarray(tables[name]) for name in tables.files}
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # replicas share cores; a spinning pool would take them
-        self._session = onnxruntime.InferenceSession(str(version_dir / GRAPH), options, providers=["CPUExecutionProvider"])
-        self._ort_value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self._inputs = {i.name for i in self._session.get_inputs()}
-        self._bound = {name: self._ort_value(value) for name, value in self.tables.items() if name in self._inputs}
-        self._third_C = self._ort_value(np.arange(max(1, int(self.tables["group_count_G"].max())), dtype=np.int64))
-        slot_item_S = self.tables["slot_item_S"]
-        self._slot_live_S = slot_item_S >= 0
-        self._slot_group_S = np.where(self._slot_live_S, self.tables["item_group_N"][np.maximum(slot_item_S, 0)], 0)
+        self._folder, self._threads, self._provider, self._loading = version_dir, threads, provider, Lock()
+        self._sessions: dict[DecodingStrategy, Any] = {}
+        self._bindings = local()
+        self._filters = Filters(self.tables, self.k1)
+        self._group_size = max(1, int(self.tables["group_count_G"].max()))
 
     @property
     def k1(self) -> int:
@@ -92,17 +99,48 @@ class Generator:
 
     def recommend(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
         """Answers in the order of the requests. Raises UGTError for an item, a beam width or a strategy that does not exist."""
-        if not requests:
-            return []
         for request in requests:
             self._check(request)
-        feed = {name: self._ort_value(value) for name, value in self.inputs(requests).items() if name in self._inputs}
-        outputs = self._session.run_with_ort_values(OUTPUTS, feed | self._bound | {"third_C": self._third_C})
-        item_BW, log_prob_BW, user_BD = (o.numpy() for o in outputs)
-        return [self._result(request, *row) for request, *row in zip(requests, item_BW, log_prob_BW, user_BD, strict=True)]
+        results: dict[int, GenerationResult] = {}
+        for strategy in STRATEGIES:
+            rows = [row for row, request in enumerate(requests) if request.strategy == strategy]
+            if rows:
+                results |= zip(rows, self._decode(strategy, [requests[row] for row in rows]), strict=True)
+        return [results[row] for row in range(len(requests))]
+
+    def _decode(self, strategy: DecodingStrategy, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        binding, graph = self._binding(strategy)
+        arrays = self.inputs(requests)  # alive until the run is over: what is bound is not copied
+        for name in graph.inputs:
+            binding.bind_cpu_input(name, arrays[name])
+        binding.clear_binding_outputs()  # the last batch may have had another size
+        for name in OUTPUTS:
+            binding.bind_output(name, "cpu")
+        graph.session.run_with_iobinding(binding)
+        return self._results(requests, *(value.numpy() for value in binding.get_outputs()))
+
+    def _binding(self, strategy: DecodingStrategy) -> tuple[Any, _Graph]:
+        """This thread's binding of a strategy's graph, the tables in it."""
+        graph = self._graph(strategy)
+        bindings = self._bindings.__dict__
+        if strategy not in bindings:
+            binding = graph.session.io_binding()
+            for name, value in graph.bound.items():
+                binding.bind_ortvalue_input(name, value)
+            bindings[strategy] = binding
+        return bindings[strategy], graph
+
+    def _graph(self, strategy: DecodingStrategy) -> _Graph:
+        """The graph of a strategy, loaded with the first request that asks for it."""
+        with self._loading:
+            if strategy not in self._sessions:
+                made = session(self._folder / GRAPHS[strategy], self._threads, self._provider)
+                third_C = {"third_C": np.arange(self._group_size)}
+                self._sessions[strategy] = _Graph(made, self.tables | third_C, "cpu" if self._provider == "cpu" else "cuda")
+            return self._sessions[strategy]
 
     def inputs(self, requests: Sequence[GenerationRequest]) -> dict[str, NDArray]:
-        """The arrays a batch of requests is to the graph, tables apart."""
+        """The arrays a batch of requests of one strategy is to its graph, tables apart."""
         histories = [History(r.items, r.actions, r.values, r.timestamps) for r in requests]
         users = [self.vocabulary.codes(r.user) for r in requests]
         arrays: dict[str, NDArray] = dict(build_inputs(histories, [r.now for r in requests], users, self.max_length))
@@ -110,36 +148,35 @@ class Generator:
         exclude_BX = np.full((len(requests), max(1, max(len(x) for x in exclude))), NO_ITEM, np.int64)
         for row, items in zip(exclude_BX, exclude, strict=True):
             row[: len(items)] = items
-        filter_B, slot_allowed_FS, group_live_FG = self._filters([r.allowed for r in requests])
         no_prior = np.zeros(self.k1, np.float32)
+        width = max(r.beam_width for r in requests)
         return arrays | {
             "exclude_BX": exclude_BX,
-            "filter_B": filter_B,
-            "slot_allowed_FS": slot_allowed_FS,
-            "group_live_FG": group_live_FG,
-            "first_live_FK": group_live_FG.reshape(-1, self.k1, self.k2).sum(2),
+            **self._filters.arrays([r.allowed for r in requests]),
             "prior_BK": np.stack([no_prior if r.prior is None else np.asarray(r.prior, np.float32) for r in requests]),
-            "beam_W": np.arange(max(r.beam_width for r in requests), dtype=np.int64),
+            "beam_W": np.arange(width, dtype=np.int64),
+            **self._strategy_inputs(requests, width),
         }
 
-    def _filters(self, allowed: Sequence[NDArray[np.bool_] | None]) -> tuple[NDArray, NDArray, NDArray]:
-        """(row of each request int64 [B], slots bool [F, S], allowed items per group int64 [F, G]); equal masks share a row."""
-        rows: dict[bytes | None, int] = {}
-        masks, filter_B = [], np.zeros(len(allowed), np.int64)
-        for b, mask_N in enumerate(allowed):
-            key = None if mask_N is None else np.packbits(mask_N).tobytes()
-            if key not in rows:
-                rows[key] = len(rows)
-                masks.append(self._slot_live_S if mask_N is None else self._slot_live_S & mask_N[np.maximum(self.tables["slot_item_S"], 0)])
-            filter_B[b] = rows[key]
-        count_G = self.tables["group_count_G"]
-        live = [count_G if mask is self._slot_live_S else np.bincount(self._slot_group_S[mask], minlength=len(count_G)) for mask in masks]
-        return filter_B, np.stack(masks), np.stack(live).astype(np.int64)
+    def _strategy_inputs(self, requests: Sequence[GenerationRequest], width: int) -> dict[str, NDArray]:
+        if requests[0].strategy == "diverse_beam":
+            return {"penalty_B": np.array([r.diversity_penalty for r in requests], np.float32)}
+        if requests[0].strategy == "nucleus":
+            noise = gumbel_noise([r.seed for r in requests], self.k1, self.k2, self._group_size, width)
+            knobs = {f"{name}_B": np.array([getattr(r, name) for r in requests], np.float32) for name in ("temperature", "top_p")}
+            return knobs | noise._asdict()
+        return {}
 
     def _check(self, request: GenerationRequest) -> None:
         items = len(self.item_vectors)
         if request.strategy not in STRATEGIES:
-            raise UGTError(f"decoding strategy '{request.strategy}' is not supported by the exported graph. Use one of: {', '.join(STRATEGIES)}.")
+            raise UGTError(f"there is no decoding strategy '{request.strategy}'. Use one of: {', '.join(STRATEGIES)}.")
+        try:
+            DecodingConfig(diversity_penalty=request.diversity_penalty, temperature=request.temperature, top_p=request.top_p)
+        except ValidationError as error:
+            raise UGTError("; ".join(f"{e['loc'][0]} {e['input']} is not possible: {e['msg']}" for e in error.errors()) + ".") from error
+        if request.seed < 0:
+            raise UGTError(f"seed {request.seed} is not possible. Use 0 or more.")
         if request.beam_width < 1:
             raise UGTError(f"beam_width {request.beam_width} is not possible. Use 1 or more.")
         if not len(request.items) == len(request.actions) == len(request.values) == len(request.timestamps):
@@ -147,13 +184,41 @@ class Generator:
         for name, indices in (("history", request.items), ("exclude", request.exclude)):
             if len(indices) and not (min(indices) >= 0 and max(indices) < items):
                 raise UGTError(f"{name} names an item outside 0..{items - 1}. Give item indices of this model version's catalogue.")
+        if request.prior is not None and not (np.shape(request.prior) == (self.k1,) and np.isfinite(request.prior).all()):
+            raise UGTError(f"the prior must be {self.k1} finite numbers, one for each first code of this model version.")
         if request.allowed is not None and len(request.allowed) != items:
             raise UGTError(f"the filter has {len(request.allowed):,} entries for {items:,} items. Make it for this model version's catalogue.")
 
-    def _result(self, request: GenerationRequest, item_W: NDArray, log_prob_W: NDArray, user_D: NDArray) -> GenerationResult:
-        keep_W = np.flatnonzero(item_W != NO_ITEM)
-        keep_W = keep_W[np.lexsort((item_W[keep_W], -log_prob_W[keep_W]))][: request.beam_width]  # ties: lower item index first
-        items = item_W[keep_W]
-        group = self.tables["item_group_N"][items]
-        third = self.tables["item_slot_N"][items] - self.tables["group_start_G"][group]
-        return GenerationResult(items, log_prob_W[keep_W], np.stack([group // self.k2, group % self.k2, third], axis=1), user_D)
+    def _results(self, requests: Sequence[GenerationRequest], item_BW: NDArray, log_prob_BW: NDArray, user_BD: NDArray) -> list[GenerationResult]:
+        if requests[0].strategy == "beam":  # ties: lower item index first; what is no item has the lowest score of all
+            order_BW = np.lexsort((item_BW, -log_prob_BW))
+            item_BW, log_prob_BW = np.take_along_axis(item_BW, order_BW, 1), np.take_along_axis(log_prob_BW, order_BW, 1)
+        group_BW = self.tables["item_group_N"][item_BW]  # of item -1 too: cut off below
+        third_BW = self.tables["item_slot_N"][item_BW] - self.tables["group_start_G"][group_BW]
+        codes_BW3 = np.stack([group_BW // self.k2, group_BW % self.k2, third_BW], axis=2)
+        results = []
+        for b, (request, found) in enumerate(zip(requests, (item_BW != NO_ITEM).sum(1).tolist(), strict=True)):
+            n = min(found, request.beam_width)
+            reason = self._shortage(request, n) if n < request.beam_width else None
+            results.append(GenerationResult(item_BW[b, :n], log_prob_BW[b, :n], codes_BW3[b, :n], user_BD[b], reason))
+        return results
+
+    def _shortage(self, request: GenerationRequest, found: int) -> str:
+        catalogue, exclude = len(self.item_vectors), np.unique(np.asarray(request.exclude, dtype=np.int64))
+        passing, excluded = (catalogue, len(exclude)) if request.allowed is None else (int(request.allowed.sum()), int(request.allowed[exclude].sum()))
+        return f"{found} of {request.beam_width} items: {passing:,} of {catalogue:,} items pass the filter, {excluded:,} of them are excluded"
+
+
+class _Graph:
+    """A session and what is bound to it once: each table it reads, in the number format it reads it in."""
+
+    def __init__(self, session: Any, tables: Mapping[str, NDArray], device: str):
+        from onnxruntime import OrtValue
+
+        self.session = session
+        types = {i.name: _TYPES[i.type] for i in session.get_inputs()}
+        self.bound = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value, types[name]), device) for name, value in tables.items() if name in types}
+        self.inputs = [name for name in types if name not in self.bound]  # those that come with each batch
+
+
+_TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bool)": np.bool_}

@@ -22,17 +22,19 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from ugt.artifacts import USERS, read_table, write_text
-from ugt.decoding import Beams, beam_search, constraints
+from ugt.decoding import Beams, constraints
 from ugt.histories import Part, Split
-from ugt.model.config import ModelConfig
+from ugt.model.config import DecodingConfig, ModelConfig
 from ugt.model.inputs import USER_ATTRIBUTES, History, UserVocabulary, build_inputs
 from ugt.model.ugt import UGT
-from ugt.ranking import dense_candidates, fuse
-from ugt.schema import Head, UGTError
+from ugt.ranking import dense_candidates, page
+from ugt.schema import DecodingStrategy, Head, UGTError
 from ugt.semantic_ids import SemanticIds
+from ugt.strategies import search
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 FORMAT = 1
+PAGE = 10  # of the fused list by another strategy than the beam: the cut-off of the headline
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,21 @@ def tensors(inputs: Mapping[str, NDArray]) -> dict[str, torch.Tensor]:
 
 
 @torch.inference_mode()
-def decode(model: UGT, histories: Sequence[History], now: Sequence[int], user_BU: NDArray, exclude: Sequence[NDArray], beam_width: int) -> Beams:
-    """Beams of B requests in PyTorch."""
+def decode(
+    model: UGT,
+    histories: Sequence[History],
+    now: Sequence[int],
+    user_BU: NDArray,
+    exclude: Sequence[NDArray],
+    decoding: DecodingConfig,
+    seeds: Sequence[int] | None = None,
+) -> Beams:
+    """Items of B requests in PyTorch. `seeds` are those of nucleus sampling, one per request; 0, 1, ... if not given."""
     inputs = tensors(build_inputs(histories, now, user_BU, model.config.max_length))
     tables = model.tables()
     state_BTD = model.encode(inputs, tables)
-    limits = constraints(model, exclude)
-    third_C = torch.arange(model.items.largest_group)
-    return beam_search(model, state_BTD, inputs["length_B"], inputs["context_B"], tables, limits, torch.arange(beam_width), third_C)
+    seeds = range(len(histories)) if seeds is None else seeds
+    return search(model, state_BTD, inputs["length_B"], inputs["context_B"], tables, constraints(model, exclude, read_BL=inputs["item_BL"]), decoding, seeds)
 
 
 class Candidates(NamedTuple):
@@ -137,18 +146,37 @@ class Candidates(NamedTuple):
     dense_items: NDArray[np.int64]
     dense_scores: NDArray[np.float32]
 
-    def fused(self, fusion: Fusion, k: int) -> NDArray[np.int64]:
-        return fuse(*self, fusion.weight, k, fusion.method)[0]
+    def fused(self, fusion: Fusion, k: int, strategy: DecodingStrategy = "beam") -> NDArray[np.int64]:
+        return page(strategy, *self, fusion.weight, k, fusion.method)[0]
+
+    def pages(self, fusion: Fusion, k: int, strategy: DecodingStrategy) -> NDArray[np.int64]:
+        """A list of k as pages of PAGE one after the other, so that its first ten are the page of ten whatever k is. For the beam this is the list itself."""
+        if strategy == "beam":
+            return self.fused(fusion, k)
+        items = np.empty(0, np.int64)
+        for end in (*range(PAGE, k, PAGE), k):
+            longer = self.fused(fusion, end, strategy)
+            items = np.concatenate([items, longer[~np.isin(longer, items)]])
+        return items
 
 
 def candidates(
-    model: UGT, split: Split, users: NDArray, part: Part, filtered: bool, user_UA: NDArray, count: int, beam_width: int, batch_size: int = 64
+    model: UGT,
+    split: Split,
+    users: NDArray,
+    part: Part,
+    filtered: bool,
+    user_UA: NDArray,
+    count: int,
+    decoding: DecodingConfig,
+    seed: int = 0,
+    batch_size: int = 64,
 ) -> list[Candidates]:
-    """Each user's candidates, row for row of `users`; see `rank_users`. At most `count` of the dense head, `beam_width` of the generative one."""
+    """Each user's candidates, row for row of `users`; see `rank_users`. At most `count` of the dense head, `decoding.beam_width` of the generative one."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        item_ND = model.tables().item_ID[1:].numpy()
+        item_ND, repeat = model.tables().item_ID[1:].numpy(), np.float32(model.repeats.of_dense)
     examples = [split.example(int(u), part) for u in users]
     # the target stays rankable even if it was seen before: it is the answer
     forbidden = [np.setdiff1d(e.items, [e.target]) if filtered else np.empty(0, np.int64) for e in examples]
@@ -158,11 +186,15 @@ def candidates(
         rows = order[start : start + batch_size]
         batch = [examples[r] for r in rows]
         histories = [History(e.items, e.actions, e.values, e.timestamps) for e in batch]
-        beams = decode(model, histories, [e.target_timestamp for e in batch], user_UA[rows], [forbidden[r] for r in rows], beam_width)
+        # a user's sample follows from the seed and the user, not from who else is in the batch
+        seeds = [(seed << 32) + int(users[r]) for r in rows]
+        beams = decode(model, histories, [e.target_timestamp for e in batch], user_UA[rows], [forbidden[r] for r in rows], decoding, seeds)
         for i, row in enumerate(rows):
             live = (beams.item_BW[i] >= 0).numpy()
             items, log_probs, user_D = beams.item_BW[i].numpy()[live], beams.log_prob_BW[i].numpy()[live], beams.user_BD[i].numpy()
-            found[int(row)] = Candidates(items, log_probs, item_ND[items] @ user_D, *dense_candidates(user_D, item_ND, count, forbidden[row]))
+            read = np.unique(batch[i].items[-model.config.max_length :])
+            dense_of_items = item_ND[items] @ user_D + repeat * np.isin(items, read)
+            found[int(row)] = Candidates(items, log_probs, dense_of_items, *dense_candidates(user_D, item_ND, count, forbidden[row], read, repeat))
     model.train(was_training)
     return [found[row] for row in range(len(users))]
 
@@ -174,22 +206,24 @@ def rank_users(
     part: Part,
     filtered: bool,
     user_UA: NDArray,
-    *,
     top_k: int = 50,
-    beam_width: int = 50,
+    decoding: DecodingConfig | None = None,
     fusion: Fusion | None = None,
+    seed: int = 0,
     batch_size: int = 64,
 ) -> dict[Head, NDArray[np.int64]]:
     """Ranking of each user by each head: {"fused", "generative", "dense"} -> item indices [U, top_k], -1 where there are fewer.
 
     `users` are rows of the split that are evaluated; `user_UA` are the codes of those users' attributes (`user_codes`), row for row. `filtered` removes
-    the user's seen items except the target before the top is taken. The request is made at the moment of the target event.
+    the user's seen items except the target before the top is taken. The request is made at the moment of the target event. The generative ranking is in the
+    order of the decoding strategy; `seed` is of nucleus sampling.
     """
     fusion = fusion or Fusion()
-    found = candidates(model, split, users, part, filtered, user_UA, max(top_k, beam_width), beam_width, batch_size)
+    decoding = decoding or DecodingConfig()
+    found = candidates(model, split, users, part, filtered, user_UA, max(top_k, decoding.beam_width), decoding, seed, batch_size)
     ranked: dict[Head, NDArray[np.int64]] = {head: np.full((len(users), top_k), -1, np.int64) for head in ("fused", "generative", "dense")}
     for row, c in enumerate(found):
-        mine: dict[Head, NDArray] = {"fused": c.fused(fusion, top_k), "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}
+        mine: dict[Head, NDArray] = {"fused": c.pages(fusion, top_k, decoding.strategy), "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}
         for head, items in mine.items():
             ranked[head][row, : len(items)] = items
     return ranked

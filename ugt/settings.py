@@ -12,9 +12,12 @@ import yaml
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ugt.evaluation import EvaluationConfig
 from ugt.features import FeatureConfig
 from ugt.fusion import AutoencoderConfig
-from ugt.model.config import DecodingConfig, ModelConfig, TrainingConfig
+from ugt.histories import HistoryConfig
+from ugt.model.config import CurvesConfig, DecodingConfig, ExportConfig, ModelConfig, TrainingConfig
+from ugt.providers import ExecutionProvider
 from ugt.schema import Config, SourceKind, UGTError
 from ugt.semantic_ids import SemanticIdConfig
 from ugt.synthetic import SampleConfig
@@ -28,19 +31,6 @@ class EtlConfig(Config):
     title_types: tuple[str, ...] = ("movie", "tvMovie", "tvSeries", "tvMiniSeries", "short", "video", "tvSpecial", "tvShort")  # no games, no single episodes
     min_user_events: int = 1
     blocks: int = Field(8, ge=1)  # Ray Data blocks per table; its own default cuts a small file into hundreds
-
-
-class HistoryConfig(Config):
-    """Leave-one-out: the last event of a user is test, the one before is validation, both by (timestamp, file order)."""
-
-    min_events: int = 3  # users with fewer train but are not evaluated
-
-
-class EvaluationConfig(Config):
-    top_k: int = 50
-    bootstrap_samples: int = 1000
-    knn_neighbours: int = 200
-    seed: int = 0
 
 
 class StoresConfig(Config):
@@ -60,6 +50,7 @@ class ServeConfig(Config):
     fallback_budget_ms: int = 50
     max_queued_requests: int = 64
     generator_threads: int = 1  # of ONNX Runtime; batches run one at a time
+    execution_provider: ExecutionProvider = "cpu"  # of ONNX Runtime; cuda and tensorrt need onnxruntime-gpu
     model_name: str = "ugt"
 
 
@@ -92,6 +83,8 @@ class Settings(BaseSettings):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig = DecodingConfig()
+    export: ExportConfig = ExportConfig()
+    curves: CurvesConfig = CurvesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     stores: StoresConfig = StoresConfig()
     serve: ServeConfig = ServeConfig()
@@ -160,7 +153,7 @@ def _settled(settings: Settings) -> Settings:
 def _seeded(settings: Settings) -> Settings:
     """One `seed` reaches every part that has one and was not given its own."""
     update = {}
-    for name in ("sample", "autoencoder", "word2vec", "semantic_ids", "training", "evaluation"):
+    for name in ("sample", "autoencoder", "word2vec", "semantic_ids", "training", "curves", "evaluation"):
         section = getattr(settings, name)
         if "seed" not in section.model_fields_set:
             update[name] = section.model_copy(update={"seed": settings.seed})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ugt.decoding import beam_search, constraints, exact_log_probs
 from ugt.histories import Histories
 from ugt.metrics import ranking_metrics
-from ugt.model.config import ModelConfig
+from ugt.model.config import DecodingConfig, ModelConfig
 from ugt.model.inputs import GAP_CODES, History, UserVocabulary, build_inputs, context_codes, gap_codes, value_codes
 from ugt.model.ugt import UGT
 from ugt.quantizer import fit_residual_kmeans, quantise
@@ -92,7 +92,7 @@ def test_fault_7_a_triple_counts_only_as_a_whole(model: UGT) -> None:
         for target in set(level_wise) - set(joint[:10]):
             fooled += 1
             split = one_user([*history, target]).split()
-            beam = rank_users(model, split, np.array([0]), "test", False, np.zeros((1, 3), np.int64), beam_width=80)["generative"]
+            beam = rank_users(model, split, np.array([0]), "test", False, np.zeros((1, 3), np.int64), decoding=DecodingConfig(beam_width=80))["generative"]
             assert beam[0, :10].tolist() == joint[:10]
             assert ranking_metrics(beam, np.array([target]))["recall@10"][0] == 0.0
             break

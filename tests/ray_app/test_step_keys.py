@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from ray_app.pipeline import STEPS, Context, Step, _source_checksums
+from ray_app.pipeline import ON_REQUEST, STEPS, Context, Step, _source_checksums
 from ugt.model.config import PLACEMENT
 from ugt.settings import Settings, load_settings
 
@@ -53,7 +53,7 @@ def changed(settings: Settings) -> Iterator[tuple[str, Settings]]:
 
 
 @pytest.mark.parametrize("source", ["sample", "movielens", "imdb"])
-@pytest.mark.parametrize("step", STEPS, ids=lambda s: s.name)
+@pytest.mark.parametrize("step", [*STEPS, *ON_REQUEST], ids=lambda s: s.name)
 def test_a_setting_that_changes_a_steps_arguments_changes_its_key(step: Step, source: str) -> None:
     settings = load_settings(None, {"source": source, "data_dir": "/data"})
     before, read = arguments(step, settings), [described(s) for s in step.reads(settings)]
@@ -97,7 +97,7 @@ def test_a_stage_is_given_every_setting_that_it_reads() -> None:
     assert (given.dpo_beta, given.stage2, given.workers) == (0.7, settings.training.stage2, 3)
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda s: s.name)
+@pytest.mark.parametrize("step", [*STEPS, *ON_REQUEST], ids=lambda s: s.name)
 def test_a_step_opens_only_folders_it_needs(step: Step) -> None:
     folders = Folders()
     step.arguments(Context(load_settings(None), folders, Path("/out"), Path("/work")))

@@ -103,6 +103,39 @@ def test_filters_act_inside_the_decode_so_the_page_is_full(client, world):
     assert {i.source for i in answer.items} == {"ugt"}
 
 
+@pytest.mark.parametrize("decoding", ["beam", "diverse_beam", "nucleus"])
+def test_every_decoding_fills_a_filtered_page_with_legal_items_of_the_model(client, world, decoding):
+    body = {"size": 40, "categories": ["drama"], "item_types": ["series"], "exclude": ["tt00005", "tt00010"], "decoding": decoding}
+    answer = client.recommend(user_id=warm_user(client), debug=True, **body)
+    legal = {i for i in world.types if world.passes(i, {"series"}, {"drama"})} - {"tt00100", "tt00005", "tt00010"}
+    assert {i.item_id for i in answer.items} <= legal
+    assert len({i.item_id for i in answer.items}) == min(40, len(legal))
+    assert {i.source for i in answer.items} == {"ugt"}
+    assert answer.debug_info["rungs"]["ugt"]["decoding"] == decoding
+
+
+def test_the_decoding_decides_what_is_generated(client, served):
+    """Diverse beam starts with more first codes than the beam, nucleus draws anew for each request; without a name the version's own is used."""
+
+    def asked(**body):
+        answer = client.recommend(user_id=warm_user(client), size=20, debug=True, **body)
+        return [tuple(i.semantic_id) for i in answer.items], answer.debug_info["rungs"]["ugt"]["decoding"]
+
+    (beam, _), (again, own) = asked(decoding="beam"), asked()
+    assert set(beam) == set(again)  # the same history, the same moment
+    assert own == "beam"
+    nucleus = [set(asked(decoding="nucleus")[0]) for _ in range(3)]
+    assert nucleus[0] != nucleus[1] != nucleus[2]
+    assert set(asked(decoding="diverse_beam")[0]) != set(beam)
+
+
+@pytest.mark.parametrize("decoding", ["beam", "diverse_beam", "nucleus"])
+def test_a_filter_that_leaves_nothing_gives_an_empty_list_and_the_reason(client, decoding):
+    answer = client.recommend(user_id=warm_user(client), size=10, categories=["no such genre"], decoding=decoding)
+    assert answer.items == []
+    assert "0 of 400 items pass the filters" in answer.debug_info["short_page"]
+
+
 def test_a_page_of_a_hundred_is_full_and_says_who_filled_it(client):
     answer = client.recommend(user_id=warm_user(client), size=100)
     assert len(answer.items) == 100
@@ -208,7 +241,7 @@ def test_similar_items_by_space(client, served):
         ("recommend", {"user_id": "u", "sizes": 1}, 422, "invalid-request", "sizes"),
         ("recommend", {}, 422, "invalid-request", "user_id"),
         ("recommend", {"user_id": "u", "item_types": ["game"]}, 422, "invalid-request", "item_types"),
-        ("recommend", {"user_id": "u", "decoding": "nucleus"}, 422, "unsupported-decoding", "beam"),
+        ("recommend", {"user_id": "u", "decoding": "sampling"}, 422, "invalid-request", "decoding"),
         ("recommend", [1], 422, "invalid-request", "body"),
         ("recommend", "{not json", 400, "malformed-json", ""),
         ("recommend", b"\xff\xfe", 400, "malformed-json", ""),

@@ -16,14 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
-from train.engines import check
-from train.loop import STATE
 from ugt import histories as history_files
 from ugt.artifacts import HISTORIES, USERS, write_table
 from ugt.model.config import ModelConfig, StageConfig, TrainingConfig
-from ugt.schema import UGTError
 from ugt.scoring import load_checkpoint, rank_users, user_codes
 from ugt.semantic_ids import SemanticIds
 

@@ -120,7 +120,7 @@ def task(world: Path, stage: int, work: str, **changes) -> dict:
         "init_dir": None,
         "model": MODEL.model_dump(),
         "training": TRAINING.model_copy(update=changes).model_dump(),
-        "min_events": 3,
+        "history": {"min_events": 3},
     }
 
 
@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_is_an_error_with_a_way_out(world: Path) -> No
 
 
 def test_without_anybody_to_validate_on_the_last_epoch_is_kept(world: Path) -> None:
-    ugt.train_stage(task(world, 1, "work-nobody") | {"min_events": 1000})
+    ugt.train_stage(task(world, 1, "work-nobody") | {"history": {"min_events": 1000}})
     rows = curve(world / "work-nobody/result")
     assert rows[-1]["loss"] < rows[1]["loss"]
     card = json.loads((world / "work-nobody/result/model.json").read_text())

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from ugt.schema import Config, DecodingStrategy
 
+Precision = Literal["fp32", "fp16", "int8"]
+
 
 class ModelConfig(Config):
     """Sizes of the UGT. The defaults are the CPU size: about a million parameters plus one row of `width` per item."""
@@ -123,5 +125,26 @@ def _default(name: str) -> Any:
 
 
 class DecodingConfig(Config):
+    """How items are generated: what `ugt evaluate` ranks with, and what a request gets that names no strategy of its own."""
+
     strategy: DecodingStrategy = "beam"
     beam_width: int = Field(50, ge=1)
+    diversity_penalty: float = Field(1.0, ge=0, le=100)  # diverse_beam: nats per item chosen before with the same L1, and again with the same (L1, L2)
+    temperature: float = Field(1.0, ge=0.05, le=100)  # nucleus
+    top_p: float = Field(0.9, ge=0, le=1)  # nucleus: share of each level's probability that is sampled from
+
+
+class CurvesConfig(Config):
+    """Where `ugt evaluate --curves` measures accuracy against diversity, on validation users."""
+
+    users: int = Field(2000, ge=1)  # a random set
+    diversity_penalty: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0)  # of diverse_beam
+    temperature: tuple[float, ...] = (0.5, 0.75, 1.0)  # of nucleus, with each top_p
+    top_p: tuple[float, ...] = (0.3, 0.5, 0.9)
+    seed: int = 0
+
+
+class ExportConfig(Config):
+    """In which number format the graphs of a version are written."""
+
+    precision: Precision = "fp32"  # int8: a fifth faster in batches on a CPU, other top 10 in some requests; fp16: for GPUs, slower on a CPU

@@ -52,7 +52,7 @@ def gap_between(before: IntArray, after: IntArray) -> IntArray:
 
 def value_codes(values: ArrayLike) -> IntArray:
     """Code of a rating in half points; 0 where there is none."""
-    v = np.nan_to_num(np.asarray(values, dtype=np.float64), nan=0.0)
+    v = np.asarray(values, dtype=np.float64)
     return np.where(v > 0, np.clip(np.rint(v * 2), 1, VALUE_CODES - 1), 0).astype(np.int64)
 
 
@@ -105,16 +105,19 @@ def build_inputs(histories: Sequence[History], now: ArrayLike, user_BU: ArrayLik
     """
     lengths = np.array([min(len(h.items), max_length) for h in histories], dtype=np.int64)  # type: ignore[arg-type]
     shape = (len(histories), max(1, int(lengths.max(initial=0))))
-    arrays = {name: np.zeros(shape, dtype=np.int64) for name in ("item_BL", "action_BL", "value_BL", "gap_BL")}
-    for row, (history, n) in enumerate(zip(histories, lengths, strict=True)):
-        if n == 0:
-            continue
-        arrays["item_BL"][row, :n] = np.asarray(history.items)[-n:] + 1
-        arrays["action_BL"][row, :n] = np.asarray(history.actions)[-n:]
-        arrays["value_BL"][row, :n] = value_codes(np.asarray(history.values)[-n:])
-        arrays["gap_BL"][row, :n] = gap_codes(np.asarray(history.timestamps)[-n:])
+    item_BL, action_BL, time_BL = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    value_BL = np.zeros(shape)
+    for row, (history, n) in enumerate(zip(histories, lengths.tolist(), strict=True)):
+        for array_BL, events in zip((item_BL, action_BL, value_BL, time_BL), history, strict=True):
+            array_BL[row, :n] = events[-n:] if n else []  # type: ignore[index]
+        item_BL[row, :n] += 1
+    gap_BL = np.zeros(shape, dtype=np.int64)
+    gap_BL[:, 1:] = gap_between(time_BL[:, :-1], time_BL[:, 1:])  # padding has no timestamp
     return {
-        **arrays,
+        "item_BL": item_BL,
+        "action_BL": action_BL,
+        "value_BL": value_codes(value_BL),
+        "gap_BL": gap_BL,
         "length_B": lengths,
         "user_BU": np.asarray(user_BU, dtype=np.int64).reshape(len(histories), len(USER_ATTRIBUTES)),
         "context_B": context_codes(now).reshape(len(histories)),
