@@ -65,7 +65,7 @@ def last_stage(settings: Settings) -> str:
     return f"ugt_stage{stages(settings)[-1]}"
 
 
-def _checkpoint(paths: Mapping[str, Path], before: int = 4) -> Path | None:
+def checkpoint(paths: Mapping[str, Path], before: int = 4) -> Path | None:
     """The checkpoint of the last stage below `before` that was trained."""
     return next((paths[f"ugt_stage{n}"] for n in range(before - 1, 0, -1) if f"ugt_stage{n}" in paths), None)
 
@@ -85,7 +85,7 @@ def _stage(number: int) -> Step:
             "model_config": c.settings.model,
             "training": c.settings.training.of_stage(number),
             "history": c.settings.histories,
-            "init_dir": _checkpoint(c.paths, number),
+            "init_dir": checkpoint(c.paths, number),
             "out_dir": c.out,
             "work_dir": c.work,
         },
@@ -244,7 +244,7 @@ STEPS: tuple[Step, ...] = (
             "histories_dir": c.paths["histories"],
             "users_dir": c.paths["etl"] / "users",
             "semantic_ids_dir": c.paths["semantic_ids"],
-            "checkpoint_dir": _checkpoint(c.paths),
+            "checkpoint_dir": checkpoint(c.paths),
             "baselines_dir": c.paths["baselines"],
             "sasrec_dir": c.paths.get("sasrec"),
             "truth": _truth(c),
@@ -264,7 +264,7 @@ STEPS: tuple[Step, ...] = (
         needs=("etl", "histories", "semantic_ids", *STAGES, "evaluate"),
         reads=lambda s: [s.decoding, s.histories, s.export],
         arguments=lambda c: {
-            "checkpoint_dir": _checkpoint(c.paths),
+            "checkpoint_dir": checkpoint(c.paths),
             "semantic_ids_dir": c.paths["semantic_ids"],
             "etl_dir": c.paths["etl"],
             "histories_dir": c.paths["histories"],
@@ -291,7 +291,7 @@ ON_REQUEST: tuple[Step, ...] = (
             "histories_dir": c.paths["histories"],
             "users_dir": c.paths["etl"] / "users",
             "semantic_ids_dir": c.paths["semantic_ids"],
-            "checkpoint_dir": _checkpoint(c.paths),
+            "checkpoint_dir": checkpoint(c.paths),
             "config": c.settings.curves,
             "decoding": c.settings.decoding,
             "history": c.settings.histories,

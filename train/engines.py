@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -86,14 +87,10 @@ class TorchEngine:
         """Around one forward and backward of a step's parts: gradients are exchanged in the last."""
         return self.module.no_sync() if isinstance(self.module, nn.parallel.DistributedDataParallel) and not last else nullcontext()
 
-    def gradient_norm(self) -> float:
-        """Norm before clipping, the same on every worker; clips."""
-        return float(nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
-
     def step(self) -> float:
         """Clip and carry out the step; returns the norm before clipping, the same on every worker. A norm that isn't finite changes nothing."""
-        norm = self.gradient_norm()
-        if torch.isfinite(torch.tensor(norm)):
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
+        if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -135,12 +132,12 @@ class DeepSpeedEngine:
         zero_stage: int,
     ):
         check("deepspeed")
-        self.model, self.accumulation, self.zero_stage = model, accumulation, zero_stage
+        self.model, self.accumulation, self.zero_stage, self.gradient_clip = model, accumulation, zero_stage, gradient_clip
         self._objective, self._rates = objective, (learning_rate, weight_decay)
         self._config = {
             "train_micro_batch_size_per_gpu": 1,  # named because it must be; batches are ours
             "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": gradient_clip,
+            "gradient_clipping": gradient_clip if zero_stage else 0.0,  # without ZeRO, DeepSpeed clips but keeps the norm to itself
             "zero_allow_untested_optimizer": True,
             "zero_optimization": {"stage": zero_stage},
             "steps_per_print": 10**9,
@@ -173,6 +170,7 @@ class DeepSpeedEngine:
         for _ in range(self.accumulation):
             self.backward(self.module(batch)["loss"], 1)
             self.module.step()
+        self._link_moments()
         steps = max(float(state["step"]) for state in moments.values())
         for name, p in zip(self._names, self._parameters, strict=True):
             for key in MOMENTS:
@@ -183,6 +181,15 @@ class DeepSpeedEngine:
                     safe_set_full_optimizer_state(p, value, key)
         for state in self._torch_optimizer.state.values():
             state["step"].fill_(steps)
+
+    def _link_moments(self) -> None:
+        """Tell each parameter where its moments lie. DeepSpeed does so after the first step of the first group of parameters, when the others have none yet."""
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        outer = self.module.optimizer
+        if self.zero_stage in (1, 2):
+            for parameters, flat in zip(outer.bit16_groups, outer.single_partition_of_fp32_groups, strict=True):
+                lazy_init_hp_params_optimizer_state(parameters, flat, outer.optimizer.state)
 
     @property
     def _torch_optimizer(self) -> torch.optim.Optimizer:
@@ -208,8 +215,9 @@ class DeepSpeedEngine:
 
     def step(self) -> float:
         """Carry out the step; returns the gradient's norm before clipping, the same on every worker."""
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.gradient_clip) if self.zero_stage == 0 else None
         self.module.step()
-        return float(self.module.get_global_grad_norm())
+        return float(self.module.get_global_grad_norm() if norm is None else norm)
 
     @torch.no_grad()
     def weights(self) -> Sequence[Tensor]:
@@ -242,6 +250,7 @@ class DeepSpeedEngine:
             return {
                 name: {"step": step, **{key: inner[p][key] for key in MOMENTS}} for name, p in zip(self._names, self._parameters, strict=True) if p in inner
             }
+        self._link_moments()
         gathered = {}
         for name, p in zip(self._names, self._parameters, strict=True):
             gathered[name] = {"step": step, **{key: safe_get_full_optimizer_state(p, key).clone() for key in MOMENTS}}

@@ -21,7 +21,7 @@ from train.graph import table_arrays, write_graphs
 from ugt import runtime
 from ugt.artifacts import ITEMS, read_table, write_text
 from ugt.histories import HistoryConfig
-from ugt.model.config import DecodingConfig, ExportConfig
+from ugt.model.config import DecodingConfig, ExportConfig, Precision
 from ugt.model.ugt import UGT
 from ugt.schema import UGTError
 from ugt.scoring import catalogue_hash, load_checkpoint, read_card
@@ -49,10 +49,7 @@ def run(
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     model, about = load_checkpoint(checkpoint_dir, semantic_ids_dir), read_card(checkpoint_dir)
-    write_graphs(model, out_dir, config.precision)
-    tables = table_arrays(model)
-    np.savez(out_dir / runtime.TABLES, **tables)  # type: ignore[arg-type]
-    np.save(out_dir / runtime.VECTORS, tables["item_ID"][1:])
+    write_model(model, out_dir, config.precision)
     _write_items(model, Path(etl_dir), out_dir / runtime.ITEM_TABLE)
     card = {
         "config": about["config"],
@@ -75,6 +72,14 @@ def run(
     write_text(out_dir / runtime.CARD, json.dumps(card | {"check": figures}, indent=1))
     size = sum(path.stat().st_size for path in out_dir.iterdir())
     return figures | {"megabytes": round(size / 1e6, 2), "seconds": round(time.monotonic() - started, 1)}
+
+
+def write_model(model: UGT, folder: Path, precision: Precision = "fp32") -> None:
+    """What a version holds of the model itself: the graphs, `tables.npz` and `item_vectors.npy`."""
+    write_graphs(model, folder, precision)
+    tables = table_arrays(model)
+    np.savez(folder / runtime.TABLES, **tables)  # type: ignore[arg-type]
+    np.save(folder / runtime.VECTORS, tables["item_ID"][1:])
 
 
 def _write_items(model: UGT, etl_dir: Path, path: Path) -> None:

@@ -253,7 +253,7 @@ def _close_epoch(
     if validate is not None:
         weights = average.weights()  # of all ranks, before rank 0 goes on alone
         if rank == 0:
-            with engine.showing(weights), placed(next(engine.model.parameters()).device):
+            with engine.showing(weights):
                 row["validation"] = validate(engine.model)
                 if row["validation"]["score"] > progress.best:
                     progress.best, progress.best_epoch = row["validation"]["score"], row["epoch"]

@@ -6,6 +6,7 @@ A killed run, started again with the same work folder, resumes after its last fi
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from train import trainer
+from train import engines, trainer
 from train.loop import Plan, Progress, Step, fit
 from train.stages import StageObjective
 from train.windows import TrainingWindows, Window
@@ -65,7 +66,8 @@ def run(
         "history": history.model_dump(),
         "started": time.time(),  # a stage's budget counts from here: starting the workers and loading are part of it
     }
-    trainer.run(worker, task, f"ugt-stage{stage}", work_dir, workers=training.workers)
+    engines.check(training.strategy)
+    trainer.run(worker, task, f"ugt-stage{stage}", work_dir, workers=training.workers, min_workers=training.min_workers)
     if (work_dir / FAILURE).is_file():
         raise UGTError((work_dir / FAILURE).read_text())
     figures: dict[str, Any] = json.loads((work_dir / RESULT / "figures.json").read_text())
@@ -76,18 +78,30 @@ def run(
 
 
 def worker(task: dict[str, Any]) -> None:
-    """One Ray Train worker. A user's error is written to the work folder and not raised: Ray would take it for a crash and try again."""
+    """One Ray Train worker. A user's error is written to the work folder: Ray would take it for a crash and try again, and then this returns at once."""
     import ray.train
+    import ray.train.torch
 
-    work_dir = Path(task["work_dir"])
+    failure = Path(task["work_dir"]) / FAILURE
+    if failure.is_file():
+        return
     context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
     try:
-        train_stage(task, context.get_world_rank(), context.get_world_size(), report=lambda row: ray.train.report(_numbers(row)))
+        train_stage(task, rank, workers, lambda row: ray.train.report(_numbers(row)), ray.train.torch.get_device())
     except UGTError as error:
-        write_text(work_dir / FAILURE, str(error))
+        write_text(failure, str(error))
+        if workers > 1:
+            raise  # the others may be waiting for this one
 
 
-def train_stage(task: dict[str, Any], rank: int = 0, workers: int = 1, report: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
+def train_stage(
+    task: dict[str, Any],
+    rank: int = 0,
+    workers: int = 1,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    device: torch.device = torch.device("cpu"),
+) -> None:
     """The work of one worker of `workers`; rank 0 leaves the checkpoint in `<work_dir>/result`. Needs no Ray."""
     begun = time.monotonic()
     training, work_dir, number = TrainingConfig(**task["training"]), Path(task["work_dir"]), int(task["stage"])
@@ -102,6 +116,7 @@ def train_stage(task: dict[str, Any], rank: int = 0, workers: int = 1, report: C
     if task["init_dir"] is None:
         group_G = torch.zeros(model.items.k1 * model.items.k2, dtype=torch.int64).index_add(0, model.items.group_N, counts_N)
         model.level_heads.start_from_counts(group_G)
+    model.to(device)
     plan = Plan(
         name=f"stage{number}",
         epochs=stage.epochs,
@@ -120,11 +135,12 @@ def train_stage(task: dict[str, Any], rank: int = 0, workers: int = 1, report: C
         zero_stage=training.zero_stage,
         seconds=max(1.0, task["started"] + stage.seconds - time.time()) if stage.seconds else 0.0,
     )
-    objective = StageObjective(model, stage, training, counts_N)
+    objective = StageObjective(model, stage, training, counts_N).to(device)
     users = _validation_users(split, training)
     validate = partial(_validation, split=split, users=users, user_UA=user_UA[users], beam_width=training.validation_beam) if len(users) else None
     progress = fit(objective, model, plan, partial(_steps, windows, rank, workers, training.accumulation), validate, work_dir, report)
     if rank == 0:
+        model.cpu()
         model.settle_unread(windows.codes_read())
         _write(model, progress, number, split, users, user_UA[users], training, work_dir / RESULT, time.monotonic() - begun)
 
@@ -163,7 +179,10 @@ def _validation_users(split: history_files.Split, training: TrainingConfig) -> n
 
 
 def _validation(model: torch.nn.Module, split: history_files.Split, users: np.ndarray, user_UA: np.ndarray, beam_width: int) -> dict[str, float]:
-    """Filtered NDCG@10 on validation targets by head; `score`, the fused one with the best weight, decides which epoch is kept."""
+    """Filtered NDCG@10 on validation targets by head; `score`, the fused one with the best weight, decides which epoch is kept. On the
+    CPU, where everything that ranks runs."""
+    if next(model.parameters()).device.type != "cpu":
+        model = copy.deepcopy(model).cpu()
     found = candidates(model, split, users, "validation", True, user_UA, 50, DecodingConfig(beam_width=beam_width))
     targets = np.array([split.example(int(u), "validation").target for u in users])
     fusion, fused = choose_fusion(found, targets)

@@ -28,13 +28,14 @@ from ugt.insertion import ESTIMATED
 from ugt.model.config import DecodingConfig, ModelConfig
 from ugt.model.inputs import USER_ATTRIBUTES, History, UserVocabulary, build_inputs
 from ugt.model.ugt import UGT
-from ugt.ranking import dense_candidates, fuse
-from ugt.schema import Head, UGTError
+from ugt.ranking import dense_candidates, page
+from ugt.schema import DecodingStrategy, Head, UGTError
 from ugt.semantic_ids import SemanticIds
 from ugt.strategies import search
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 FORMAT = 1
+PAGE = 10  # of the fused list by another strategy than the beam: the cut-off of the headline
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,18 @@ class Candidates(NamedTuple):
     dense_items: NDArray[np.int64]
     dense_scores: NDArray[np.float32]
 
-    def fused(self, fusion: Fusion, k: int) -> NDArray[np.int64]:
-        return fuse(*self, fusion.weight, k, fusion.method)[0]
+    def fused(self, fusion: Fusion, k: int, strategy: DecodingStrategy = "beam") -> NDArray[np.int64]:
+        return page(strategy, *self, fusion.weight, k, fusion.method)[0]
+
+    def pages(self, fusion: Fusion, k: int, strategy: DecodingStrategy) -> NDArray[np.int64]:
+        """A list of k as pages of PAGE one after the other, so that its first ten are the page of ten whatever k is. For the beam this is the list itself."""
+        if strategy == "beam":
+            return self.fused(fusion, k)
+        items = np.empty(0, np.int64)
+        for end in (*range(PAGE, k, PAGE), k):
+            longer = self.fused(fusion, end, strategy)
+            items = np.concatenate([items, longer[~np.isin(longer, items)]])
+        return items
 
 
 def candidates(
@@ -218,7 +229,7 @@ def rank_users(
     found = candidates(model, split, users, part, filtered, user_UA, max(top_k, decoding.beam_width), decoding, seed, batch_size)
     ranked: dict[Head, NDArray[np.int64]] = {head: np.full((len(users), top_k), -1, np.int64) for head in ("fused", "generative", "dense")}
     for row, c in enumerate(found):
-        mine: dict[Head, NDArray] = {"fused": c.fused(fusion, top_k), "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}
+        mine: dict[Head, NDArray] = {"fused": c.pages(fusion, top_k, decoding.strategy), "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}
         for head, items in mine.items():
             ranked[head][row, : len(items)] = items
     return ranked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -236,3 +237,25 @@ def test_the_curve_has_each_term_per_target(tmp_path: Path) -> None:
     assert row["targets"] == 80
     assert row["squared"] == pytest.approx(row["loss"])
     assert row["loss"] > progress.curve[-1]["loss"]
+
+
+def test_a_budget_of_seconds_ends_the_training_and_its_schedule(tmp_path: Path) -> None:
+    """Whatever `epochs` says; the last validation is inside the budget, and the last steps are small."""
+
+    def slow(epoch: int) -> Sequence[Callable[[], Step]]:
+        def step(i: int) -> Step:
+            time.sleep(0.02)
+            return make(epoch, i)
+
+        return [partial(step, i) for i in range(5)]
+
+    def validated(model: nn.Module) -> dict[str, float]:
+        time.sleep(0.3)
+        return score(model)
+
+    started = time.monotonic()
+    _, progress = train(tmp_path, replace(PLAN, epochs=1, seconds=2.0, validate_every=100), slow, validated)
+    assert 1.5 <= time.monotonic() - started <= 2.4  # ends at 2 s but for one step and the clock's own grain
+    assert len(progress.curve) > 3
+    assert [row["epoch"] for row in progress.curve if "validation" in row] == [-1, progress.curve[-1]["epoch"]]
+    assert progress.curve[-1]["learning_rate"] < 0.05 * PLAN.learning_rate

@@ -139,9 +139,9 @@ class CurvesConfig(Config):
     """Where `ugt evaluate --curves` measures accuracy against diversity, on validation users."""
 
     users: int = Field(2000, ge=1)  # a random set
-    diversity_penalty: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # of diverse_beam
-    temperature: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5)  # of nucleus, with each top_p
-    top_p: tuple[float, ...] = (0.5, 0.9, 1.0)
+    diversity_penalty: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0)  # of diverse_beam
+    temperature: tuple[float, ...] = (0.5, 0.75, 1.0)  # of nucleus, with each top_p
+    top_p: tuple[float, ...] = (0.3, 0.5, 0.9)
     seed: int = 0
 
 
