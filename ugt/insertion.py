@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ugt.model.ugt import UGT
 
 ESTIMATED = "estimated_vectors.npy"  # of the semantic IDs step: the vector of each item as if it were new
+FILE = "insertion.npz"  # of an exported version: its `Embedder`
 NEIGHBOURS = 50  # cosine between the estimated and the true co-occurrence vector, items left out one at a time, Beauty: 5 .37, 20 .39, 50 .39
 SHARPNESS = 10.0  # of the softmax over cosines; 10 and 50 neighbours: .25 of the variance explained, 33 and 50: .03
 BLOCK = 1024  # rows whose similarities to the catalogue are held at once
@@ -105,9 +106,7 @@ class Embedder:
         Raises UGTError for vectors of another width than the model's.
         """
         if vector_MV.shape[1] != len(self.project_VD):
-            raise UGTError(
-                f"insertion: vectors of {vector_MV.shape[1]} columns, the model reads {len(self.project_VD)}. Make them by the space of its own run."
-            )
+            raise UGTError(f"insertion: vectors of {vector_MV.shape[1]} columns, the model reads {len(self.project_VD)}. Use the vector space of its own run.")
         row_MD = vector_MV.astype(np.float32) @ self.project_VD + np.float32(free_share) * near.mean(self.free_ND)
         for level, table_KD in enumerate(self.codes):
             row_MD = row_MD + table_KD[codes_M3[:, level]]

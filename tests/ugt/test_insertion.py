@@ -154,5 +154,6 @@ def test_a_step_sees_a_share_of_the_items_as_new_ones_in_training_only() -> None
     cold_ID = warm_ID - items.free.weight + items.project(torch.ones(1, 4))
     mixed_ID = model.train().tables().item_ID[1:]
     is_cold, is_warm = torch.isclose(mixed_ID, cold_ID, atol=1e-5).all(1), torch.isclose(mixed_ID, warm_ID, atol=1e-5).all(1)
-    assert (is_cold | is_warm).all() and 10 < is_cold.sum() < 70
+    assert (is_cold | is_warm).all()
+    assert 10 < is_cold.sum() < 70
     assert torch.allclose(model.eval().tables().item_ID[1:], warm_ID)
