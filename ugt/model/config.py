@@ -33,6 +33,7 @@ class ModelConfig(Config):
     encoder_dropout: float = Field(0.2, ge=0, lt=1)  # .25-.3 encoder, .1-.15 decoder won the early experiment
     decoder_dropout: float = Field(0.1, ge=0, lt=1)
     temperature: float = Field(1.0, gt=0)  # of the dense head
+    cold_share: float = Field(0.0, ge=0, lt=1)  # share of the items that a training step sees as new ones: `ugt.insertion`; needs semantic_ids.estimate
 
     @model_validator(mode="after")
     def _attributes_exist(self) -> ModelConfig:
