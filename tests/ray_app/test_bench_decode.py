@@ -86,7 +86,7 @@ def test_pytorch_in_the_bench_decodes_what_onnx_decodes(model: UGT, generator: G
 def test_the_rival_is_of_our_size_and_writes_only_items(model: UGT) -> None:
     rival = EncoderDecoder(model, 0)
     assert rival.wanted == parameters_beside_items(model)
-    assert rival.parameters == pytest.approx(rival.wanted, rel=0.5)  # of so small a model a layer is a third
+    assert rival.parameters == pytest.approx(rival.wanted, rel=0.6)  # of so small a model a layer is a third
     tokens = rival.generate([[1, 2, 3], [4]], 15)
     assert tokens.shape == (30, 4)
     assert rival.illegal(tokens, model) == 0
