@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from ugt.artifacts import Artifact, usable_folder, write_text
+from ray_app.cli_bench import bench_app
+from ray_app.cli_cluster import cluster_app, job_app
+from ray_app.cli_options import ConfigPath, DataDir, ImdbDir, JsonPath, Seed, Source, console, settings_of, writable, write_json
+from ugt.artifacts import Artifact
 from ugt.schema import UGTError
-from ugt.settings import Settings, load_settings
-
-console = Console(width=None if sys.stdout.isatty() else 140)
+from ugt.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Generative recommendation as one Ray application.")
 data_app = typer.Typer(no_args_is_help=True, help="Sources to canonical tables, features and histories.")
@@ -24,9 +24,6 @@ train_app = typer.Typer(no_args_is_help=True, help="Vectors, semantic IDs and th
 export_app = typer.Typer(no_args_is_help=True, help="The model for other runtimes.")
 models_app = typer.Typer(no_args_is_help=True, help="Versions in the registry.")
 serve_app = typer.Typer(no_args_is_help=True, help="The serving graph.")
-job_app = typer.Typer(no_args_is_help=True, help="Any ugt command as a Ray job.")
-cluster_app = typer.Typer(no_args_is_help=True, help="A local Ray head that stays up, for jobs.")
-bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks.")
 for name, group in (
     ("data", data_app),
     ("train", train_app),
@@ -38,46 +35,6 @@ for name, group in (
     ("bench", bench_app),
 ):
     app.add_typer(group, name=name)
-
-ConfigPath = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML); presets are in configs/.")]
-Source = Annotated[str | None, typer.Option(help="sample, imdb, movielens, amazon or sequences.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with that source's files.")]
-ImdbDir = Annotated[Path | None, typer.Option(help="Folder with IMDb's TSV files, joined to MovieLens by its links.")]
-Seed = Annotated[int | None, typer.Option(help="One seed for everything.")]
-JsonPath = Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")]
-Address = Annotated[str, typer.Option(help="Address of the Ray dashboard, default http://127.0.0.1:8265.")]
-
-
-def settings_of(
-    config: Path | None, source: str | None = None, data_dir: Path | None = None, imdb_dir: Path | None = None, seed: int | None = None, **flags: Any
-) -> Settings:
-    def absolute(path: Path | None) -> str | None:
-        return str(path.absolute()) if path else None
-
-    settings = load_settings(config, {"source": source, "data_dir": absolute(data_dir), "imdb_dir": absolute(imdb_dir), "seed": seed, **flags})
-    if data_dir and settings.source == "sample":
-        raise UGTError(f"--data-dir {data_dir} needs --source (imdb, movielens, amazon or sequences): without it a sample would be generated.")
-    return settings
-
-
-def writable(path: Path | None, flag: str) -> None:
-    """Raises UGTError if the file of a flag cannot be written: now, not after minutes of work."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UGTError(f"{flag}: {path} is a folder. Give the path of a file.")
-    usable_folder(path.absolute().parent, flag)
-
-
-def write_json(path: Path | None, report: Any) -> None:
-    if path is None:
-        return
-    writable(path, "--json")
-    try:
-        write_text(path, json.dumps(report, indent=1, default=str) + "\n")
-    except OSError as error:
-        raise UGTError(f"cannot write {path}: {error.strerror}. Give --json a path that can be written.") from error
-    console.print(f" figures written to {path}", highlight=False, soft_wrap=True)
 
 
 def run_until(step: str, settings: Settings, json_path: Path | None = None, also: tuple[str, ...] = ()) -> dict[str, Artifact]:
@@ -135,13 +92,41 @@ _step_command(train_app, "semantic-ids", "semantic_ids", "Three codes for every 
 
 @train_app.command("ugt")
 def train_ugt(
-    config: ConfigPath = None, source: Source = None, data_dir: DataDir = None, imdb_dir: ImdbDir = None, seed: Seed = None, json_path: JsonPath = None
+    config: ConfigPath = None,
+    source: Source = None,
+    data_dir: DataDir = None,
+    imdb_dir: ImdbDir = None,
+    seed: Seed = None,
+    start: Annotated[str | None, typer.Option("--from", help="Begin with the weights of a version (or production), or of a checkpoint's folder.")] = None,
+    json_path: JsonPath = None,
 ) -> None:
     """The model: next-token, then contrastive, then DPO."""
     from ray_app.pipeline import last_stage
 
     settings = settings_of(config, source, data_dir, imdb_dir, seed)
-    run_until(last_stage(settings), settings, json_path)
+    if start is not None:
+        settings = settings_of(config, source, data_dir, imdb_dir, seed, **{"training.warm_start": str(_weights(settings, start))})
+    made = run_until(last_stage(settings), settings, json_path)
+    if start is not None:
+        figures = made["ugt_stage1"].manifest.figures
+        carried, before, after = figures["warm_start"], figures["validation_ndcg@10_at_start"], figures["validation_ndcg@10"]
+        console.print(
+            f" carried over  {carried['items_carried']:,} items, {carried['weights_carried']} weights; new: {carried['items_new']:,} items, gone: "
+            f"{carried['items_gone']:,}; codes {'carried over' if carried['codes_carried'] else 'not carried over: the codebooks are others'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(f" validation    NDCG@10 {before:.4f} before stage 1, {after:.4f} after", highlight=False, soft_wrap=True)
+
+
+def _weights(settings: Settings, start: str) -> Path:
+    """The folder of weights that `--from` names. Raises UGTError if it holds none."""
+    from train import warm_start
+    from ugt.registry import Registry
+
+    folder = Path(start).absolute() if Path(start).is_dir() else Registry(settings.registry_location).resolve(settings.serve.model_name, start)
+    warm_start.place(folder)
+    return folder
 
 
 _step_command(export_app, "onnx", "export", "The constrained decode as ONNX graphs, checked against PyTorch.")
@@ -347,158 +332,6 @@ def serve_config() -> None:
     from ray_app.jobs import root
 
     console.print((root() / "configs" / "serve.yaml").read_text(), highlight=False, markup=False, soft_wrap=True)
-
-
-@bench_app.command("serve")
-def bench_serve(
-    config: ConfigPath = None,
-    requests: Annotated[int, typer.Option(help="Requests in all.")] = 10_000,
-    concurrency: Annotated[int, typer.Option(help="Clients of the second part.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of users, filters and sizes.")] = 0,
-    json_path: JsonPath = None,
-) -> None:
-    """Load on the production version: latency, throughput, and every answer judged for illegal items."""
-    from ray_app import serving
-    from ray_app.bench import serve as bench
-    from ray_app.cluster import connected
-
-    settings = settings_of(config)
-    version = serving.find(settings)
-    serving.app.check_port(settings.serve.host, settings.serve.port)
-    writable(json_path, "--json")
-    with connected(settings.ray), serving.served(settings, version) as base_url:
-        before = serving.shown_before(settings, version)
-        etl_dir, histories_dir = version.steps["etl"], version.steps["histories"]
-        report = bench.run(base_url, etl_dir, histories_dir, requests=requests, concurrency=concurrency, seed=seed, before=before)
-    console.print_json(json.dumps(report))
-    write_json(json_path, report)
-    if report["illegal"]:
-        raise UGTError(f"{report['illegal']} illegal items were recommended: see `faults` above.")
-
-
-@bench_app.command("quality")
-def bench_quality(
-    config: ConfigPath = None,
-    source: Source = None,
-    data_dir: DataDir = None,
-    imdb_dir: ImdbDir = None,
-    budget_minutes: Annotated[float, typer.Option(help="Wall time from parsed events to the last checkpoint.")] = 3.0,
-    seed: Seed = None,
-    text: Annotated[bool, typer.Option(help="Text vectors of the items (their encoding is timed apart).")] = True,
-    json_path: JsonPath = None,
-    predictions: Annotated[Path | None, typer.Option(help="Also write the top-50 of every test user here (Parquet).")] = None,
-) -> None:
-    """Train within a budget of wall time from raw files, and evaluate beside the baselines."""
-    from ray_app.bench import quality as bench
-
-    writable(json_path, "--json")
-    writable(predictions, "--predictions")
-    settings = settings_of(config, source, data_dir, imdb_dir, seed)
-    flags = {"source": settings.source, "data_dir": settings.data_dir, "imdb_dir": settings.imdb_dir, "seed": settings.seed}
-    report = bench.run(flags | ({} if text else {"text.enabled": False}), config, budget_minutes, console, predictions)
-    for head in ("fused", "generative", "dense"):
-        rows = "   ".join(f"{rule} R@10 {report[head][rule]['recall@10']:.4f} N@10 {report[head][rule]['ndcg@10']:.4f}" for rule in ("unfiltered", "filtered"))
-        console.print(f" {head:<13} {rows}", highlight=False, soft_wrap=True)
-    console.print(f" {report['train_seconds']:.0f} s of {budget_minutes * 60:.0f} s, {report['params']:,} parameters", highlight=False)
-    write_json(json_path, report)
-
-
-@bench_app.command("decode")
-def bench_decode(
-    config: ConfigPath = None,
-    version: Annotated[str | None, typer.Option(help="Version in the registry (or production) whose model is taken instead of a generated one.")] = None,
-    beam: Annotated[int, typer.Option(help="Beam width.")] = 50,
-    items: Annotated[int, typer.Option(help="Items of the generated catalogue.")] = 12_101,
-    large_items: Annotated[int, typer.Option(help="Items of the large one; 0 leaves it out.")] = 1_000_000,
-    width: Annotated[int, typer.Option(help="Width of the generated model; --config gives all of its sizes.")] = 128,
-    rounds: Annotated[int, typer.Option(help="Single requests of each contender.")] = 200,
-    batch_rounds: Annotated[int, typer.Option(help="Batches of 32 of each contender.")] = 20,
-    sequences: Annotated[int, typer.Option(help="Decoded items that are judged for legality.")] = 1_000_000,
-    seed: Annotated[int, typer.Option(help="Seed of trie, weights and requests.")] = 0,
-    json_path: JsonPath = None,
-) -> None:
-    """Time of the constrained decode: ONNX Runtime, PyTorch, int8, fp16, a million items, a Hugging Face model; legality of what comes out."""
-    from ray_app.bench import decode as bench
-    from ray_app.bench.generated import model_of
-
-    writable(json_path, "--json")
-    settings = settings_of(config)
-    sizes = settings.model if config else bench.DecodeBench().model.model_copy(update={"width": width, "heads": max(1, width // 32)})
-    options = {"beam": beam, "items": items, "large_items": large_items, "rounds": rounds, "batch_rounds": batch_rounds, "sequences": sequences, "seed": seed}
-    asked = bench.DecodeBench(model=sizes, **options)
-    report = bench.run(asked, model_of(settings, version) if version else None, lambda text: console.print(f" {text}", highlight=False, soft_wrap=True))
-    console.print(
-        f" {report['ratio_to_hf_generate']}x Hugging Face, {report['illegal']} illegal of {report['sequences']:,} sequences", highlight=False, soft_wrap=True
-    )
-    write_json(json_path, report)
-    if report["illegal"]:
-        raise UGTError(f"{report['illegal']} illegal items were decoded.")
-
-
-@job_app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def job_submit(context: typer.Context, address: Address = "", wait: Annotated[bool, typer.Option(help="Follow the log to the end.")] = True) -> None:
-    """Run `ugt ARGUMENTS` as a Ray job: ugt job submit -- demo --source sample."""
-    from ray_app import jobs
-
-    env = {name: value for name, value in os.environ.items() if name.startswith("UGT_")} | {"UGT_HOME": str(settings_of(None).home)}
-    job_id = jobs.submit(address, [a for a in context.args if a != "--"], env)
-    console.print(f" submitted {job_id}", highlight=False)
-    if wait and not jobs.follow(address, job_id):
-        raise UGTError(f"job {job_id} did not succeed: its log is above, or `ugt job logs {job_id}`.")
-
-
-@job_app.command("list")
-def job_list(address: Address = "") -> None:
-    """Jobs of the cluster, newest first."""
-    from ray_app import jobs
-
-    for row in jobs.listing(address):
-        console.print(f" {row['id']:<28} {row['status']:<10} {row['command']}", highlight=False, markup=False)
-
-
-@job_app.command("logs")
-def job_logs(job_id: str, address: Address = "") -> None:
-    """The log of a job."""
-    from ray_app import jobs
-
-    sys.stdout.write(jobs.logs(address, job_id))
-
-
-@job_app.command("stop")
-def job_stop(job_id: str, address: Address = "") -> None:
-    """Stop a job."""
-    from ray_app import jobs
-
-    console.print(f" {job_id} {'stopping' if jobs.stop(address, job_id) else 'had already ended'}", highlight=False)
-
-
-@cluster_app.command("up")
-def cluster_up(config: ConfigPath = None) -> None:
-    """Start a local Ray head on loopback and leave it up."""
-    from ray_app import head
-
-    status = head.up(settings_of(config))
-    console.print(f" up            {status['address']}   dashboard {status['dashboard']}", highlight=False)
-    console.print(" next          ugt job submit -- demo   ·   ugt cluster down", highlight=False)
-
-
-@cluster_app.command("status")
-def cluster_status(config: ConfigPath = None, json_path: JsonPath = None) -> None:
-    """Whether the head is up, and where its dashboard is."""
-    from ray_app import head
-
-    status = head.state(settings_of(config))
-    console.print(f" {'up' if status['up'] else 'down'}   {status['address']}   {status['dashboard']}", highlight=False)
-    write_json(json_path, status)
-
-
-@cluster_app.command("down")
-def cluster_down(config: ConfigPath = None) -> None:
-    """End the head that `up` started, and no other Ray process of the machine."""
-    from ray_app import head
-
-    ended = head.down(settings_of(config))
-    console.print(f" {f'{ended} processes ended' if ended else 'no head of ours was up'}", highlight=False)
 
 
 def main() -> None:

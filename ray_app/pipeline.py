@@ -76,16 +76,16 @@ def _stage(number: int) -> Step:
         what=("next-token prediction", "with contrastive loss", "with DPO")[number - 1],
         function="train.ugt:run",
         needs=("etl", "histories", "semantic_ids", *(f"ugt_stage{n}" for n in range(1, number))),
-        reads=lambda s: [s.model, s.training, s.histories],
+        reads=lambda s: [s.model, s.training.of_stage(number).of_result(), s.histories],
         arguments=lambda c: {
             "stage": number,
             "histories_dir": c.paths["histories"],
             "users_dir": c.paths["etl"] / "users",
             "semantic_ids_dir": c.paths["semantic_ids"],
             "model_config": c.settings.model,
-            "training": c.settings.training,
+            "training": c.settings.training.of_stage(number),
             "history": c.settings.histories,
-            "init_dir": checkpoint(c.paths, number),
+            "init_dir": checkpoint(c.paths, number) if number > 1 else Path(c.settings.training.warm_start) if c.settings.training.warm_start else None,
             "out_dir": c.out,
             "work_dir": c.work,
         },
@@ -165,6 +165,7 @@ STEPS: tuple[Step, ...] = (
             "work_dir": c.work,
         },
         shown=("width", "loss"),
+        only=lambda s: s.semantic_ids.fused_weight > 0,
     ),
     Step(
         name="word2vec",
@@ -185,11 +186,12 @@ STEPS: tuple[Step, ...] = (
         name="semantic_ids",
         what="three codes for every item",
         function="train.semantic_ids:run",
-        needs=("etl", "fusion", "word2vec"),
+        needs=("etl", "text", "fusion", "word2vec"),
         reads=lambda s: [s.semantic_ids],
         arguments=lambda c: {
             "etl_dir": c.paths["etl"],
-            "fusion_dir": c.paths["fusion"],
+            "fusion_dir": c.paths.get("fusion"),
+            "text_dir": c.paths.get("text"),
             "word2vec_dir": c.paths["word2vec"],
             "config": c.settings.semantic_ids,
             "out_dir": c.out,
@@ -333,7 +335,7 @@ def run(settings: Settings, progress: Progress, until: str | Sequence[str] = "ex
 
     Ray must be connected. Raises UGTError for anything a user can mend; other errors are faults of ours and keep their trace.
     """
-    wanted = _closure((until,) if isinstance(until, str) else until)
+    wanted = _closure((until,) if isinstance(until, str) else until, settings)
     store = ArtifactStore(settings.home)
     artifacts: dict[str, Artifact] = {}
     seconds_gauge = Gauge("ugt_step_seconds", "Seconds a step of the main job took; 0 if it was skipped", tag_keys=("step",))
@@ -392,7 +394,8 @@ def _source_checksums(settings: Settings, paths: Mapping[str, Path]) -> dict[str
     return found | {"kind": settings.source} if settings.source == "sequences" else found
 
 
-def _closure(until: Iterable[str]) -> set[str]:
+def _closure(until: Iterable[str], settings: Settings) -> set[str]:
+    """The steps named and what they need; a step that these settings leave out needs nothing."""
     by_name = {step.name: step for step in (*STEPS, *ON_REQUEST)}
     for name in until:
         if name not in by_name:
@@ -400,7 +403,7 @@ def _closure(until: Iterable[str]) -> set[str]:
     wanted, todo = set(), list(until)
     while todo:
         name = todo.pop()
-        if name not in wanted:
+        if name not in wanted and by_name[name].only(settings):
             wanted.add(name)
             todo.extend(by_name[name].needs)
     return wanted

@@ -33,7 +33,7 @@ from serve.retriever import Candidates, FilterKey
 from serve.versions import Fusion, VersionSource
 from ugt.api import Recommendation, RecommendRequest, SimilarItems, SimilarRequest
 from ugt.model.inputs import USER_ATTRIBUTES
-from ugt.ranking import fuse
+from ugt.ranking import page
 from ugt.schema import ACTION_IDS, Rung
 from ugt.settings import ServeConfig
 from ugt.stores.features import ALL, OnlineFeatures, UserState, segment_of
@@ -313,7 +313,7 @@ def fused(generated: Generated, found: Candidates, fusion: Fusion, size: int) ->
     """
     depth = max(len(generated.items), size)
     dense_items, dense_scores = found.items[:depth], found.scores[:depth]
-    return fuse(generated.items, generated.log_probs, found.asked, dense_items, dense_scores, fusion.weight, size, fusion.method)
+    return page(generated.strategy, generated.items, generated.log_probs, found.asked, dense_items, dense_scores, fusion.weight, size, fusion.method)
 
 
 def _picks(items: Any, scores: Any, generated: set[int]) -> list[Pick]:

@@ -128,7 +128,7 @@ def beam_against_exact(
             histories = [History(e.items, e.actions, e.values, e.timestamps) for e in examples]
             inputs = tensors(build_inputs(histories, [e.target_timestamp for e in examples], user_UA[part], model.config.max_length))
             state_BTD = model.encode(inputs, tables)
-            limits = constraints(model, [np.unique(e.items) for e in examples])
+            limits = constraints(model, [np.unique(e.items) for e in examples], read_BL=inputs["item_BL"])
             request = (state_BTD, inputs["length_B"], inputs["context_B"], tables, limits)
             exact_BN = exact_log_probs(model, *request)
             top_BK = torch.sort(exact_BN, dim=1, descending=True, stable=True).indices[:, :10]

@@ -167,7 +167,7 @@ def _protocol(users: int, config: CurvesConfig, decoding: DecodingConfig) -> dic
         "filtered": True,
         "beam_width": decoding.beam_width,
         "curves": "the generative head's list, in the order of the strategy",
-        "fused": "the served list: the union of the generated items and the dense head's best, mixed as the checkpoint says",
+        "fused": "the served page: of the beam, the best of what both heads propose; of another strategy, what it generated, ordered by both heads",
         "minus_beam": f"95%, paired percentile bootstrap over users, {BOOTSTRAP} resamples",
         "seed": config.seed,
     }

@@ -64,7 +64,7 @@ class DecodeGraph(nn.Module):
         *of_strategy: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         tables = CatalogueTables(item_ID, first_KD, group_GD, group_start_G, group_count_G, slot_item_S, item_slot_N, item_group_N)
-        limits = Constraints(exclude_BX, filter_B, slot_allowed_FS, group_live_FG, prior_BK, first_live_FK)
+        limits = Constraints(exclude_BX, filter_B, slot_allowed_FS, group_live_FG, prior_BK, first_live_FK, item_BL)
         inputs = {"item_BL": item_BL, "action_BL": action_BL, "value_BL": value_BL, "gap_BL": gap_BL, "user_BU": user_BU}
         given = (self.model, encode(self.model, inputs, tables), length_B, context_B, tables, limits, beam_W, third_C)
         if self.strategy == "nucleus":

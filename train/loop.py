@@ -1,10 +1,11 @@
-"""The one training loop: epochs of steps, cosine schedule, clipping, averaged weights, validation with keep-best, and resume on the same curve after a kill.
+"""The one training loop: epochs of steps, schedules, accumulation, averaged weights, validation with keep-best, and resume on the same curve after a kill.
 
 Choices: an epoch is the unit of resume. All randomness of an epoch follows from (seed, epoch, rank), so a redone epoch gives the same numbers; the
 checkpoint (weights, optimizer, average, epoch, best so far, curve) is one file, written aside and renamed. The schedule is a function of the step (or,
 where the plan has a budget of seconds, of the clock), not a state. A loss that isn't finite stops the training and leaves the last good checkpoint.
 
-The loop knows modules and batches, not recommenders. It runs in each worker of a Ray Train group; alone, it is one worker.
+The loop knows modules and batches, not recommenders; how a step is spread over workers is in `train/engines.py`. It runs in each worker of a Ray Train
+group; alone, it is one worker. A checkpoint says nothing of the number of workers: a training goes on under any other.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from train.engines import DeepSpeedEngine, Engine, TorchEngine, autocast, placed
 from ugt.schema import UGTError
 
 STATE = "state.pt"
@@ -43,12 +44,18 @@ class Plan:
     validate_every: int
     seed: int
     ema_decay: float = 0.0  # of the averaged weights that are validated and kept; 0: the weights themselves
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    accumulation: int = 1  # parts of a step, one after the other
+    patience: int = 0  # validations without a new best after which the training ends; 0: never
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    strategy: Literal["ddp", "deepspeed"] = "ddp"
+    zero_stage: int = 1
     seconds: float = 0.0  # wall time of the training, first and last validation included; it then ends by the clock and not after `epochs`
 
 
 @dataclass(frozen=True)
 class Step:
-    """One batch of this worker: arrays, what its losses are divided by (over all workers), and how to name it in an error."""
+    """One batch of this worker, a step or a part of one: arrays, what its losses are divided by (the whole step over all workers), its name in an error."""
 
     batch: dict[str, Tensor]
     targets: int
@@ -93,42 +100,23 @@ class Clock:
 
 
 class Average:
-    """Exponential moving average of a model's weights. Source: Polyak and Juditsky 1992; the decay grows from 0.1 over the first steps, so that a short
+    """Exponential moving average of weights. Source: Polyak and Juditsky 1992; the decay grows from 0.1 over the first steps, so that a short
     training does not end near the random start (as TensorFlow's ExponentialMovingAverage does it)."""
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.steps = decay, 0
-        self._weights = [p.detach() for p in model.parameters()]
-        self._averages = [p.clone() for p in self._weights] if decay else []
+    def __init__(self, engine: Engine, decay: float):
+        self.engine, self.decay, self.steps = engine, decay, 0
+        self._averages = [p.clone() for p in engine.weights()] if decay else []
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights after one more step into the average."""
         if self.decay:
             self.steps += 1
-            torch._foreach_lerp_(self._averages, self._weights, 1 - min(self.decay, self.steps / (self.steps + 9)))
+            torch._foreach_lerp_(self._averages, list(self.engine.weights()), 1 - min(self.decay, self.steps / (self.steps + 9)))
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Within it, the model holds the average."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for weight, average in zip(self._weights if self.decay else (), self._averages, strict=True):
-            kept = weight.clone()
-            weight.copy_(average)
-            average.copy_(kept)
-
-    @torch.no_grad()
-    def keep(self) -> None:
-        """The model holds the average from now on."""
-        if self.decay:
-            torch._foreach_copy_(self._weights, self._averages)
+    def weights(self) -> Sequence[Tensor]:
+        """What is validated and kept: the average, or the weights themselves. Call it on every rank."""
+        return self._averages if self.decay else self.engine.weights()
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "averages": self._averages}
@@ -150,104 +138,147 @@ def fit(
 ) -> Progress:
     """Train `model` inside `objective`; afterwards it holds the weights of the best validated epoch, averaged if the plan has an `ema_decay`.
 
-    `steps(epoch)` gives this worker's steps, the same number on every worker; `objective(batch)` a dict of summed terms with `loss`; `validate(model)` runs on
-    rank 0 and returns figures of which `score` decides; without it the last epoch is kept. `report` is called with each epoch's row of the curve, on
-    every worker. Epoch -1 of the curve is the start: a stage that only makes things worse returns what it was given.
-    Raises UGTError naming stage, epoch and batch if the loss is not finite.
+    `steps(epoch)` gives this worker's batches, the same number on every worker, `plan.accumulation` of them to a step; `objective(batch)` a dict of summed
+    terms with `loss`; `validate(model)` runs on rank 0 and returns figures of which `score` decides; without it the last epoch is kept. `report` is called with
+    each epoch's row of the curve, on every worker. Epoch -1 of the curve is the start: a stage that only makes things worse returns what it was given.
+    Raises UGTError naming stage, epoch and batch if the loss is not finite or memory ends.
     """
     _reuse_memory()
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    optimizer = torch.optim.AdamW(_groups(model, plan.weight_decay), lr=plan.learning_rate, betas=(0.9, 0.98), fused=True)
-    average = Average(model, plan.ema_decay)
-    progress = _resume(model, optimizer, average, work_dir)
-    wrapped = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True) if workers > 1 else objective
+    device = next(model.parameters()).device
+    common = (objective, model, plan.learning_rate, plan.weight_decay, plan.gradient_clip, plan.accumulation)
+    engine: Engine = DeepSpeedEngine(*common, plan.zero_stage) if plan.strategy == "deepspeed" else TorchEngine(*common)
+    saved = torch.load(work_dir / STATE, weights_only=True, map_location=device) if (work_dir / STATE).is_file() else None
+    progress = Progress(**saved["progress"]) if saved else Progress()
+    engine.start(saved and saved["model"], saved and saved["moments"], lambda: _on(device, steps(progress.epoch)[0]().batch))
+    average = Average(engine, plan.ema_decay)
+    if saved:
+        average.load_state_dict(saved["average"])
     clock = Clock(plan, progress, workers)
     if not progress.curve:
         before = clock.seconds
-        _close_epoch(progress, {"stage": plan.name, "epoch": -1}, model, validate, rank)
+        _close_epoch(progress, {"stage": plan.name, "epoch": -1}, engine, average, validate, rank)
         clock.kept_back = clock.seconds - before
     for epoch in count(progress.epoch):
-        if clock.share(epoch / plan.epochs if plan.epochs else 1.0) >= 1:
+        if clock.share(epoch / plan.epochs if plan.epochs else 1.0) >= 1 or _out_of_patience(plan, progress, workers):
             break
         start = time.monotonic()
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{plan.seed} {plan.name} {epoch} {rank}".encode()).digest()[:4], "big"))
-        row = {"stage": plan.name, "epoch": epoch} | _epoch(wrapped, model, optimizer, average, plan, epoch, steps(epoch), workers, clock)
+        row = {"stage": plan.name, "epoch": epoch} | _epoch(engine, average, plan, epoch, steps(epoch), workers, clock, device)
         row["seconds"] = round(time.monotonic() - start, 2)
         due = (epoch + 1) % plan.validate_every == 0 or clock.share((epoch + 1) / max(1, plan.epochs)) >= 1
-        with average.in_place():
-            _close_epoch(progress, row, model, validate if due else None, rank)
+        _close_epoch(progress, row, engine, average, validate if due else None, rank)
         progress.epoch, progress.seconds = epoch + 1, clock.seconds
-        if rank == 0:
-            _save(model, optimizer, average, progress, work_dir)
+        _save(engine, average, progress, work_dir, rank)
         if workers > 1:
             dist.barrier()
         report(row)
+    last = average.weights()
     if progress.best_weights:
         model.load_state_dict(progress.best_weights)
     else:
-        average.keep()
+        torch._foreach_copy_([p.detach() for p in model.parameters()], list(last))
     return progress
 
 
 def learning_rate(plan: Plan, done: float) -> float:
-    """Rate after a share `done` of all steps: linear warm-up, then a cosine to zero."""
+    """Rate after a share `done` of all steps: linear warm-up, then a cosine or a line to zero, or constant."""
     if done < plan.warmup:
         return plan.learning_rate * done / plan.warmup
-    return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - plan.warmup) / (1 - plan.warmup)))
+    left = (1 - done) / (1 - plan.warmup)
+    shares = {"cosine": 0.5 * (1 - math.cos(math.pi * left)), "linear": left, "constant": 1.0}
+    return plan.learning_rate * shares[plan.schedule]
 
 
 def _epoch(
-    wrapped: nn.Module,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    engine: Engine,
     average: Average,
     plan: Plan,
     epoch: int,
-    steps: Sequence[Callable[[], Step]],
+    parts: Sequence[Callable[[], Step]],
     workers: int,
     clock: Clock,
+    device: torch.device,
 ) -> dict[str, Any]:
     """One pass, or what of it the clock allows; the mean of each term per target, over all workers."""
-    wrapped.train()
+    engine.module.train()
     sums: dict[str, Tensor] = {}
-    targets, norms = 0, 0.0
-    for i, make in enumerate(steps):
-        done = clock.share((epoch + (i + 1) / len(steps)) / max(1, plan.epochs))
+    targets, norms, rate = 0, 0.0, 0.0
+    steps = len(parts) // plan.accumulation
+    for i in range(steps):
+        done = clock.share((epoch + (i + 1) / steps) / max(1, plan.epochs))
         if done > 1:
             break
-        step = make()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(plan, done)
-        terms = wrapped(step.batch)
-        optimizer.zero_grad(set_to_none=True)
-        (terms["loss"] * (workers / max(1, step.targets))).backward()  # DDP averages over workers, the loss is a sum over them
-        norm = nn.utils.clip_grad_norm_(model.parameters(), plan.gradient_clip)
-        if not torch.isfinite(norm):  # the averaged gradient: every worker sees it, and stops, at the same step
+        rate = learning_rate(plan, done)
+        engine.set_rate(rate)
+        name = ""
+        try:
+            for k in range(plan.accumulation):
+                step = parts[i * plan.accumulation + k]()
+                name = name or step.name
+                with engine.part(last=k == plan.accumulation - 1):
+                    with placed(device), autocast(plan.precision, device):
+                        terms = engine.module(_on(device, step.batch))
+                    engine.backward(terms["loss"], step.targets)
+                for term, value in terms.items():
+                    sums[term] = sums.get(term, torch.zeros((), device=device)) + value.detach()
+            norm = engine.step()
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
             raise UGTError(
-                f"training {plan.name}: the loss is not finite (NaN or infinite) in epoch {epoch}, step {i}, {step.name}. "
+                f"training {plan.name}: out of memory in epoch {epoch}, step {i}, {name}, on {device}. Lower training.batch_size, or raise "
+                f"training.accumulation (now {plan.accumulation}: a step is cut into as many parts), or lower model.max_length, model.width, "
+                "model.encoder_layers or training.dense_negatives. The checkpoint of the last epoch is kept."
+            ) from error
+        if not math.isfinite(norm):  # the averaged gradient: every worker sees it, and stops, at the same step
+            raise UGTError(
+                f"training {plan.name}: the loss is not finite (NaN or infinite) in epoch {epoch}, step {i}, {name}. "
                 f"The checkpoint of the last good epoch is kept. Lower the stage's learning_rate (now {plan.learning_rate:g}) or training.gradient_clip, "
                 "and look for broken values in that batch."
             )
-        optimizer.step()
         average.update()
-        targets, norms = targets + step.targets, norms + float(norm)
-        for name, value in terms.items():
-            sums[name] = sums.get(name, torch.zeros(())) + value.detach()
-    stacked = torch.stack(list(sums.values())) if sums else torch.zeros(0)
+        targets, norms = targets + step.targets, norms + norm
+    stacked = torch.stack(list(sums.values())) if sums else torch.zeros(0, device=device)
     if workers > 1:
         dist.all_reduce(stacked)
     row = {name: round(value / max(1, targets), 6) for name, value in zip(sums, stacked.tolist(), strict=True)}
-    return row | {"gradient_norm": round(norms / max(1, len(steps)), 4), "learning_rate": optimizer.param_groups[0]["lr"], "targets": targets}
+    return row | {"gradient_norm": round(norms / max(1, steps), 4), "learning_rate": rate, "targets": targets}
 
 
-def _close_epoch(progress: Progress, row: dict[str, Any], model: nn.Module, validate: Callable[[nn.Module], dict[str, float]] | None, rank: int) -> None:
+def _close_epoch(
+    progress: Progress, row: dict[str, Any], engine: Engine, average: Average, validate: Callable[[nn.Module], dict[str, float]] | None, rank: int
+) -> None:
     """Validate (on rank 0, where asked), keep the weights if they are the best so far, and add the row to the curve."""
-    if validate is not None and rank == 0:
-        row["validation"] = validate(model)
-        if row["validation"]["score"] > progress.best:
-            progress.best, progress.best_epoch = row["validation"]["score"], row["epoch"]
-            progress.best_weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    if validate is not None:
+        weights = average.weights()  # of all ranks, before rank 0 goes on alone
+        if rank == 0:
+            with engine.showing(weights):
+                row["validation"] = validate(engine.model)
+                if row["validation"]["score"] > progress.best:
+                    progress.best, progress.best_epoch = row["validation"]["score"], row["epoch"]
+                    progress.best_weights = {name: value.detach().clone() for name, value in engine.model.state_dict().items()}
     progress.curve.append(row)
+
+
+def _out_of_patience(plan: Plan, progress: Progress, workers: int) -> bool:
+    """Whether the last `plan.patience` validations brought no new best; rank 0, which validates, tells the others."""
+    if not plan.patience:
+        return False
+    worse = sum("validation" in row and row["epoch"] > progress.best_epoch for row in progress.curve)
+    ended = torch.tensor(int(worse >= plan.patience))
+    if workers > 1:
+        dist.broadcast(ended, 0)
+    return bool(ended)
+
+
+def _on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """The GPU's, the CPU allocator's (which PyTorch raises as a plain RuntimeError) or Python's own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def _reuse_memory() -> None:
@@ -260,32 +291,17 @@ def _reuse_memory() -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices of weights; none for biases, norms and embeddings."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2 and id(p) not in embeddings]
-    chosen = {id(p) for p in decayed}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-def _save(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average, progress: Progress, work_dir: Path) -> None:
+def _save(engine: Engine, average: Average, progress: Progress, work_dir: Path, rank: int) -> None:
+    """Gather the state from every rank; rank 0 writes it, aside and renamed."""
+    weights, moments = engine.weights(), engine.moments()
+    if rank:
+        return
+    names = [name for name, _ in engine.model.named_parameters()]
+    model = engine.model.state_dict() | dict(zip(names, weights, strict=True))
     work_dir.mkdir(parents=True, exist_ok=True)
     aside = work_dir / f"{STATE}.tmp"
     with open(aside, "wb") as f:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state_dict(), "progress": vars(progress)}, f)
+        torch.save({"model": model, "moments": moments, "average": average.state_dict(), "progress": vars(progress)}, f)
         f.flush()
         os.fsync(f.fileno())
     os.replace(aside, work_dir / STATE)
-
-
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average, work_dir: Path) -> Progress:
-    """Load the checkpoint of an interrupted training, if there is one, into model, optimizer and average."""
-    path = work_dir / STATE
-    if not path.is_file():
-        return Progress()
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    average.load_state_dict(state["average"])
-    return Progress(**state["progress"])

@@ -11,27 +11,36 @@ import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 from ugt.artifacts import ITEMS, read_table, write_text
-from ugt.fusion import VectorSpace
+from ugt.fusion import VectorSpace, principal_axes
 from ugt.quantizer import Codebooks, fit_residual_kmeans, localise, quantise
 from ugt.schema import UGTError
 from ugt.semantic_ids import SemanticIdConfig, SemanticIds, code_sizes
 
 
-def run(etl_dir: Path, fusion_dir: Path, word2vec_dir: Path, config: SemanticIdConfig, out_dir: Path) -> dict[str, Any]:
+def run(etl_dir: Path, fusion_dir: Path | None, word2vec_dir: Path, config: SemanticIdConfig, out_dir: Path, text_dir: Path | None = None) -> dict[str, Any]:
     """Write `semantic_ids.parquet`, `codebooks.npz`, `vector_space.npz`, `health.json`, `item_vectors.npy` (float32 [N, D], what was quantised).
 
-    Figures are the health report. Raises UGTError if the vectors are not those of this catalogue.
+    The vector space joins, in this order, those of fused, text, word2vec and co-occurrence vectors whose weight is above 0; the axes of text are in
+    `text_axes.npy`. Without text vectors (`text_dir` None) their weight counts for nothing. Figures are the health report. Raises UGTError if the vectors are
+    not those of this catalogue.
     """
     items = read_table(etl_dir / "items", ITEMS).sort_by("item_index")
-    blocks = [np.load(path) for path in (fusion_dir / "fused.npy", word2vec_dir / "word2vec.npy", word2vec_dir / "cooccurrence.npy")]
-    if any(len(block) != items.num_rows for block in blocks):
-        sizes = ", ".join(f"{len(block):,}" for block in blocks)
-        raise UGTError(f"semantic_ids: {items.num_rows:,} items, but {sizes} vectors (fused, word2vec, co-occurrence). Run the steps before again.")
-    space = VectorSpace.fit(blocks, [config.fused_weight, config.word2vec_weight, config.cooccurrence_weight])
+    weights = {"fused": config.fused_weight, "text": config.text_weight, "word2vec": config.word2vec_weight, "cooccurrence": config.cooccurrence_weight}
+    folders = {"fused": fusion_dir, "text": text_dir, "word2vec": word2vec_dir, "cooccurrence": word2vec_dir}
+    blocks = {name: np.load(folder / f"{name}.npy") for name, folder in folders.items() if folder is not None and weights[name] > 0}
+    if any(len(block) != items.num_rows for block in blocks.values()):
+        sizes = ", ".join(f"{len(block):,} {name}" for name, block in blocks.items())
+        raise UGTError(f"semantic_ids: {items.num_rows:,} items, but vectors of {sizes}. Run the steps before again.")
+    if "text" in blocks:
+        with threadpool_limits(config.threads):
+            axes_TW = principal_axes(blocks["text"], config.text_width)
+            blocks["text"] = blocks["text"].astype(np.float32) @ axes_TW
+        np.save(out_dir / "text_axes.npy", axes_TW)
+    space = VectorSpace.fit(list(blocks.values()), [weights[name] for name in blocks])
     k1, k2, k3 = code_sizes(items.num_rows, config)
     # sums of BLAS depend on how many threads share them
     with threadpool_limits(config.threads):
-        x_ND = space.join(blocks)
+        x_ND = space.join(list(blocks.values()))
         codebooks = localise(x_ND, _fit(x_ND, k1, k2, config), k3, config.balance, config.local_steps)
         key_N = None
         if config.third == "popularity":

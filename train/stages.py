@@ -8,6 +8,8 @@ Shapes: B windows, Q targets of a window, M targets of a batch, P positions samp
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from ugt.decoding import beam_search, no_constraints
 from ugt.losses import dense_softmax, dpo, hierarchical_negatives, info_nce, next_token
 from ugt.model.config import StageConfig, TrainingConfig
 from ugt.model.embeddings import CatalogueTables
+from ugt.model.repeats import read_before
 from ugt.model.ugt import UGT, take
 
 
@@ -47,11 +50,13 @@ class StageObjective(nn.Module):
         target_M = target_BQ[valid_BQ]
         terms: dict[str, Tensor] = {}
         if "ntp" in weights or "balance" in weights:
-            log_prob_M3, balance = model.path_log_probs(state_BTD, position_BQ, context_BQ, target_BQ, tables)
+            log_prob_M3, balance = model.path_log_probs(state_BTD, position_BQ, context_BQ, target_BQ, tables, batch["item_BL"])
             terms |= {"ntp": next_token(log_prob_M3, config.level_weights).sum(), "balance": balance * len(target_M)}
         if "dense" in weights or "contrastive" in weights:
             user_MD = model.user_vectors(take(state_BTD, position_BQ)[valid_BQ], context_BQ[valid_BQ])
-            terms["dense"] = dense_softmax(user_MD, target_M, tables.item_ID, config.dense_negatives).sum()
+            read_ML = (batch["item_BL"][:, None] * read_before(position_BQ, batch["item_BL"].shape[1]).long())[valid_BQ]
+            with drawn_alike(batch):
+                terms["dense"] = dense_softmax(user_MD, target_M, tables.item_ID, config.dense_negatives, (read_ML, model.repeats.of_dense)).sum()
             if "contrastive" in weights:
                 terms["contrastive"] = self._contrastive(user_MD, target_M, tables)
         if "dpo" in weights:
@@ -77,14 +82,14 @@ class StageObjective(nn.Module):
         rejected_B1 = self.rejected(batch, position_B1[:, 0], context_B1[:, 0], target_B1)
         both_B2 = torch.cat([target_B1, rejected_B1], dim=1) * ((rejected_B1 > 0) & (target_B1 > 0))
         position_B2, context_B2 = position_B1.expand(-1, 2), context_B1.expand(-1, 2)
-        policy_P2 = self.model.path_log_probs(state_BTD, position_B2, context_B2, both_B2, tables)[0].sum(1).view(-1, 2)
+        policy_P2 = self.model.path_log_probs(state_BTD, position_B2, context_B2, both_B2, tables, batch["item_BL"])[0].sum(1).view(-1, 2)
         if len(policy_P2) == 0:
             return state_BTD.sum() * 0
         reference = self._reference[0]
         with torch.no_grad():
             reference_tables = reference.tables()
             state = reference.encode(batch, reference_tables)
-            reference_P2 = reference.path_log_probs(state, position_B2, context_B2, both_B2, reference_tables)[0].sum(1).view(-1, 2)
+            reference_P2 = reference.path_log_probs(state, position_B2, context_B2, both_B2, reference_tables, batch["item_BL"])[0].sum(1).view(-1, 2)
         loss_P = dpo(policy_P2[:, 0], policy_P2[:, 1], reference_P2[:, 0], reference_P2[:, 1], self.training_config.dpo_beta)
         return loss_P.mean() * valid_BQ.sum()
 
@@ -95,7 +100,9 @@ class StageObjective(nn.Module):
         model = self.model
         model.eval()
         tables = model.tables()
-        limits = no_constraints(model, len(position_B))._replace(exclude_BX=distinct(torch.cat([batch["item_BL"], batch["target_BQ"]], dim=1)) - 1)
+        limits = no_constraints(model, len(position_B))._replace(
+            read_BL=batch["item_BL"], exclude_BX=distinct(torch.cat([batch["item_BL"], batch["target_BQ"]], dim=1)) - 1
+        )
         third_C = torch.arange(model.items.largest_group)
         beams = beam_search(model, model.encode(batch, tables), position_B, context_B, tables, limits, torch.arange(self.training_config.dpo_beam), third_C)
         model.train()
@@ -104,6 +111,15 @@ class StageObjective(nn.Module):
         shared_BW = same_BW3[..., 0].long() + (same_BW3[..., 0] & same_BW3[..., 1]).long()
         shared_BW = torch.where(beams.item_BW >= 0, shared_BW * beams.item_BW.shape[1] - torch.arange(beams.item_BW.shape[1]), -(10**6))
         return beams.item_BW.gather(1, shared_BW.argmax(1, keepdim=True)) + 1
+
+
+@contextmanager
+def drawn_alike(batch: dict[str, Tensor]) -> Iterator[None]:
+    """Within it, what is drawn follows from the step's seed alone: every worker, and every part of a step, draws the same shared negatives."""
+    device = batch["seed"].device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(batch["seed"]))
+        yield
 
 
 def distinct(item_BX: Tensor) -> Tensor:

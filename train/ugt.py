@@ -6,7 +6,9 @@ A killed run, started again with the same work folder, resumes after its last fi
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from train import trainer
+from train import engines, trainer, warm_start
 from train.loop import Plan, Progress, Step, fit
 from train.stages import StageObjective
 from train.windows import TrainingWindows, Window
@@ -65,29 +67,45 @@ def run(
         "history": history.model_dump(),
         "started": time.time(),  # a stage's budget counts from here: starting the workers and loading are part of it
     }
-    trainer.run(worker, task, f"ugt-stage{stage}", work_dir, workers=training.workers)
+    engines.check(training.strategy)
+    trainer.run(worker, task, f"ugt-stage{stage}", work_dir, workers=training.workers, min_workers=training.min_workers)
     if (work_dir / FAILURE).is_file():
         raise UGTError((work_dir / FAILURE).read_text())
     figures: dict[str, Any] = json.loads((work_dir / RESULT / "figures.json").read_text())
     out_dir.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "model.json", "curve.jsonl"):
-        (out_dir / name).write_bytes((work_dir / RESULT / name).read_bytes())
+    for name in ("model.safetensors", "model.json", "curve.jsonl", warm_start.VECTORS):
+        shutil.copyfile(work_dir / RESULT / name, out_dir / name)
+    for name in (warm_start.TABLE, warm_start.CODEBOOKS):  # what a later warm start has to know of the catalogue
+        if (Path(semantic_ids_dir) / name).is_file():
+            shutil.copyfile(Path(semantic_ids_dir) / name, out_dir / name)
     return figures
 
 
 def worker(task: dict[str, Any]) -> None:
-    """One Ray Train worker. A user's error is written to the work folder and not raised: Ray would take it for a crash and try again."""
+    """One Ray Train worker. A user's error is written to the work folder: Ray would take it for a crash and try again, and then this returns at once."""
     import ray.train
+    import ray.train.torch
 
-    work_dir = Path(task["work_dir"])
+    failure = Path(task["work_dir"]) / FAILURE
+    if failure.is_file():
+        return
     context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
     try:
-        train_stage(task, context.get_world_rank(), context.get_world_size(), report=lambda row: ray.train.report(_numbers(row)))
+        train_stage(task, rank, workers, lambda row: ray.train.report(_numbers(row)), ray.train.torch.get_device())
     except UGTError as error:
-        write_text(work_dir / FAILURE, str(error))
+        write_text(failure, str(error))
+        if workers > 1:
+            raise  # the others may be waiting for this one
 
 
-def train_stage(task: dict[str, Any], rank: int = 0, workers: int = 1, report: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
+def train_stage(
+    task: dict[str, Any],
+    rank: int = 0,
+    workers: int = 1,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    device: torch.device = torch.device("cpu"),
+) -> None:
     """The work of one worker of `workers`; rank 0 leaves the checkpoint in `<work_dir>/result`. Needs no Ray."""
     begun = time.monotonic()
     training, work_dir, number = TrainingConfig(**task["training"]), Path(task["work_dir"]), int(task["stage"])
@@ -95,13 +113,14 @@ def train_stage(task: dict[str, Any], rank: int = 0, workers: int = 1, report: C
     torch.set_num_threads(training.threads)
     torch.manual_seed(training.seed)
     split = HistoryConfig(**task["history"]).apply(history_files.load(Path(task["histories_dir"])))
-    model = _start(task, ModelConfig(**task["model"]))
+    model, carried = _start(task, ModelConfig(**task["model"]))
     user_UA = user_codes(Path(task["users_dir"]), split.histories.user_ids, model.vocabulary)
     windows = TrainingWindows(split, user_UA, model.config.max_length, training.window_overlap, training.batch_size, training.seed + number)
     counts_N = torch.from_numpy(windows.item_counts(len(model.semantic_ids)))
-    if task["init_dir"] is None:
+    if task["init_dir"] is None or (carried and not carried["codes_carried"]):
         group_G = torch.zeros(model.items.k1 * model.items.k2, dtype=torch.int64).index_add(0, model.items.group_N, counts_N)
         model.level_heads.start_from_counts(group_G)
+    model.to(device)
     plan = Plan(
         name=f"stage{number}",
         epochs=stage.epochs,
@@ -112,41 +131,51 @@ def train_stage(task: dict[str, Any], rank: int = 0, workers: int = 1, report: C
         validate_every=training.validate_every,
         seed=training.seed,
         ema_decay=training.ema_decay,
+        schedule=training.schedule,
+        accumulation=training.accumulation,
+        patience=training.patience,
+        precision=training.precision,
+        strategy=training.strategy,
+        zero_stage=training.zero_stage,
         seconds=max(1.0, task["started"] + stage.seconds - time.time()) if stage.seconds else 0.0,
     )
-    objective = StageObjective(model, stage, training, counts_N)
+    objective = StageObjective(model, stage, training, counts_N).to(device)
     users = _validation_users(split, training)
     validate = partial(_validation, split=split, users=users, user_UA=user_UA[users], beam_width=training.validation_beam) if len(users) else None
-    progress = fit(objective, model, plan, partial(_steps, windows, rank, workers), validate, work_dir, report)
+    progress = fit(objective, model, plan, partial(_steps, windows, rank, workers, training.accumulation), validate, work_dir, report)
     if rank == 0:
+        model.cpu()
         model.settle_unread(windows.codes_read())
-        _write(model, progress, number, split, users, user_UA[users], training, work_dir / RESULT, time.monotonic() - begun)
+        _write(model, progress, number, split, users, user_UA[users], training, work_dir / RESULT, time.monotonic() - begun, carried)
 
 
-def _start(task: dict[str, Any], config: ModelConfig) -> UGT:
-    """The model a stage starts from."""
+def _start(task: dict[str, Any], config: ModelConfig) -> tuple[UGT, dict[str, Any]]:
+    """The model a stage starts from, and what a warm start carried over."""
     semantic_ids_dir = Path(task["semantic_ids_dir"])
     if task["init_dir"] is None:
         people = read_table(Path(task["users_dir"]), USERS)
         vocabulary = UserVocabulary.fit(people["gender"].to_pylist(), people["occupation"].to_pylist())
-        return new_model(config, semantic_ids_dir, vocabulary)
+        return new_model(config, semantic_ids_dir, vocabulary), {}
+    if task["stage"] == 1:
+        return warm_start.start(Path(task["init_dir"]), config, semantic_ids_dir)
     model = load_checkpoint(Path(task["init_dir"]), semantic_ids_dir)
     if model.config != config:
         changed = sorted(name for name in ModelConfig.model_fields if getattr(model.config, name) != getattr(config, name))
         raise UGTError(
             f"the checkpoint in {task['init_dir']} was trained with other settings of model: {', '.join(changed)}. Train from stage 1, or set them back."
         )
-    return model
+    return model, {}
 
 
-def _steps(windows: TrainingWindows, rank: int, workers: int, epoch: int) -> Sequence[Callable[[], Step]]:
-    return [partial(_step, windows, part, rank, workers) for part in windows.epoch(epoch)]
+def _steps(windows: TrainingWindows, rank: int, workers: int, accumulation: int, epoch: int) -> Sequence[Callable[[], Step]]:
+    """This worker's parts of each step: one step after the other, `accumulation` parts each."""
+    return [partial(_step, windows, step, k * workers + rank, workers * accumulation) for step in windows.epoch(epoch) for k in range(accumulation)]
 
 
-def _step(windows: TrainingWindows, part: list[Window], rank: int, workers: int) -> Step:
-    batch = windows.batch(part, rank, workers)
-    names = [windows.split.histories.user_ids[u] for u in batch.users]
-    return Step(tensors(batch.inputs), batch.targets, f"users {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}")
+def _step(windows: TrainingWindows, part: list[Window], rank: int, parts: int) -> Step:
+    batch = windows.batch(part, rank, parts)
+    names = [windows.split.histories.user_ids[u] for u in batch.users[:5]]
+    return Step(tensors(batch.inputs), batch.targets, f"users {', '.join(names)}{' and others' if len(batch.users) > 5 else ''}")
 
 
 def _validation_users(split: history_files.Split, training: TrainingConfig) -> np.ndarray:
@@ -156,7 +185,10 @@ def _validation_users(split: history_files.Split, training: TrainingConfig) -> n
 
 
 def _validation(model: torch.nn.Module, split: history_files.Split, users: np.ndarray, user_UA: np.ndarray, beam_width: int) -> dict[str, float]:
-    """Filtered NDCG@10 on validation targets by head; `score`, the fused one with the best weight, decides which epoch is kept."""
+    """Filtered NDCG@10 on validation targets by head; `score`, the fused one with the best weight, decides which epoch is kept. On the
+    CPU, where everything that ranks runs."""
+    if next(model.parameters()).device.type != "cpu":
+        model = copy.deepcopy(model).cpu()
     found = candidates(model, split, users, "validation", True, user_UA, 50, DecodingConfig(beam_width=beam_width))
     targets = np.array([split.example(int(u), "validation").target for u in users])
     fusion, fused = choose_fusion(found, targets)
@@ -180,6 +212,7 @@ def _write(
     training: TrainingConfig,
     folder: Path,
     seconds: float,
+    carried: dict[str, Any],
 ) -> None:
     """Checkpoint, curve and figures of a finished stage; the fusion weight is chosen here, on validation, with the beam width that is served."""
     fusion = {"method": "log_probability", "weight": 0.5}
@@ -198,8 +231,10 @@ def _write(
         "validation_ndcg@10": max(validated, default=None),
         "validation_ndcg@10_at_start": validated[0] if validated else None,
         "fusion": fusion,
-    }
+    } | ({"warm_start": carried} if carried else {})
     save_checkpoint(model, folder, stage=stage, fusion=fusion, figures=figures, training=training.model_dump(mode="json"))
+    with torch.inference_mode():
+        np.save(folder / warm_start.VECTORS, model.tables().item_ID[1:].numpy())
     write_text(folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in progress.curve))
     write_text(folder / "figures.json", json.dumps(figures | {"seconds": round(seconds, 1)}))  # the checkpoint says nothing of time: equal runs are equal files
 

@@ -8,6 +8,7 @@ Shapes: B windows of a batch, Q targets of the widest one.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ class Window(NamedTuple):
 
 
 class Batch(NamedTuple):
-    inputs: dict[str, NDArray[np.int64]]  # as build_inputs makes them, and position_BQ, target_BQ (item + 1, 0 = none), context_BQ
+    inputs: dict[str, NDArray[np.int64]]  # as build_inputs makes them, and position_BQ, target_BQ (item + 1, 0 = none), context_BQ, seed (of the step)
     users: list[int]
     targets: int  # of the whole batch over all workers: what losses are divided by
 
@@ -97,6 +98,7 @@ class TrainingWindows:
             "position_BQ": np.where(target_BQ, np.arange(target_BQ.shape[1]) + (first_B - start_B)[:, None], 0),
             "target_BQ": np.where(target_BQ, h.items[predicted_BQ].astype(np.int64) + 1, 0) * counted,
             "context_BQ": np.where(target_BQ, context_codes(h.timestamps[predicted_BQ]), 0),
+            "seed": np.array(zlib.crc32(np.array(windows, np.int64).tobytes(), self.seed), np.int64),
         }
         return Batch(inputs, user_B.tolist(), sum(w.end - w.first for w in windows))
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ugt.model.decoder import KeysValues
 from ugt.model.embeddings import CatalogueTables
+from ugt.model.repeats import read_items
 from ugt.model.ugt import IMPOSSIBLE, UGT, masked_log_softmax, take
 from ugt.steps import Steps
 
@@ -33,6 +34,7 @@ class Constraints(NamedTuple):
     group_live_FG: Tensor  # integers, allowed items of each group
     prior_BK: Tensor  # float32, added to the logits of L1
     first_live_FK: Tensor  # integers, allowed items under each L1: the sums of `group_live_FG`
+    read_BL: Tensor  # rows of the item table the history holds, 0 = none: what the learned repeat bias speaks of
 
 
 class Beams(NamedTuple):
@@ -48,7 +50,13 @@ def no_constraints(model: UGT, batch: int) -> Constraints:
     return constraints(model, [[]] * batch)
 
 
-def constraints(model: UGT, exclude: Sequence[Sequence[int] | np.ndarray], allowed_N: np.ndarray | None = None, prior_BK: Tensor | None = None) -> Constraints:
+def constraints(
+    model: UGT,
+    exclude: Sequence[Sequence[int] | np.ndarray],
+    allowed_N: np.ndarray | None = None,
+    prior_BK: Tensor | None = None,
+    read_BL: Tensor | None = None,
+) -> Constraints:
     """Constraints of B requests that share one filter (bool per item, or none). Exclusions are item indices, without repeats."""
     b = len(exclude)
     width = max((len(x) for x in exclude), default=0)
@@ -63,7 +71,8 @@ def constraints(model: UGT, exclude: Sequence[Sequence[int] | np.ndarray], allow
         live_G = torch.zeros_like(live_G).index_add(0, group_S, allowed_S.long())
     prior = torch.zeros(b, model.items.k1) if prior_BK is None else prior_BK
     first_live_K = live_G.view(model.items.k1, model.items.k2).sum(1)
-    return Constraints(exclude_BX, torch.zeros(b, dtype=torch.int64), allowed_S[None], live_G[None], prior, first_live_K[None])
+    read = torch.zeros(b, 1, dtype=torch.int64) if read_BL is None else read_BL
+    return Constraints(exclude_BX, torch.zeros(b, dtype=torch.int64), allowed_S[None], live_G[None], prior, first_live_K[None], read)
 
 
 def beam_search(
@@ -117,16 +126,20 @@ def exact_log_probs(model: UGT, state_BTD: Tensor, length_B: Tensor, context_B: 
     h, cache, _ = model.decoder(x_BD[:, None, None], None, memory, mask_BQT)
     first_BK = masked_log_softmax(model.level_heads.first(h[:, 0, 0], tables.first_KD) + limits.prior_BK, live_BKK.any(-1))
 
+    read = read_items(limits.read_BL, tables)
     l1_BK = torch.arange(k1, device=context_B.device).expand(batch, -1)
     cache = [KeysValues(kv.k.expand(-1, k1, -1, -1), kv.v.expand(-1, k1, -1, -1)) for kv in cache]
     h, cache, _ = model.decoder(model.decoder.prefix_token(1, tables.first_KD[l1_BK])[:, :, None], cache, memory, mask_BQT)
-    second_BKK = first_BK[..., None] + masked_log_softmax(model.level_heads.second(h[:, :, 0], l1_BK, tables.group_GD), live_BKK)
+    logits_BKK = model.level_heads.second(h[:, :, 0], l1_BK, tables.group_GD) + model.repeats.second(read, None, l1_BK, k2)
+    second_BKK = first_BK[..., None] + masked_log_softmax(logits_BKK, live_BKK)
 
     group_BG = torch.arange(groups, device=context_B.device).expand(batch, -1)
     cache = [KeysValues(_follow(kv.k, group_BG // k2), _follow(kv.v, group_BG // k2)) for kv in cache]
     h, _, _ = model.decoder(model.decoder.prefix_token(2, tables.group_GD[group_BG])[:, :, None], cache, memory, mask_BQT)
-    item_BGC, legal_BGC = _group_items(tables, group_BG, torch.arange(items.largest_group, device=context_B.device), limits, excluded_BS)
-    third_BGC = masked_log_softmax(model.level_heads.third(h[:, :, 0], F.embedding(item_BGC, tables.item_ID)), legal_BGC)
+    third_C = torch.arange(items.largest_group, device=context_B.device)
+    item_BGC, legal_BGC = _group_items(tables, group_BG, third_C, limits, excluded_BS)
+    logits_BGC = model.level_heads.third(h[:, :, 0], F.embedding(item_BGC, tables.item_ID)) + model.repeats.third(read, None, group_BG, third_C)
+    third_BGC = masked_log_softmax(logits_BGC, legal_BGC)
     score_BGC = second_BKK.flatten(1)[..., None] + third_BGC
     legal_BGC = legal_BGC & (live_BG > 0)[..., None]
     score_BI = torch.full((batch, tables.item_ID.shape[0]), IMPOSSIBLE, dtype=score_BGC.dtype, device=score_BGC.device)

@@ -185,3 +185,13 @@ class VectorSpace:
         with np.load(path) as f:
             count = len(f.files) // 2
             return cls(tuple(f[f"mean_{i}"] for i in range(count)), tuple(f[f"scale_{i}"] for i in range(count)))
+
+
+def principal_axes(x_NT: np.ndarray, width: int) -> np.ndarray:
+    """Directions of largest variance, float32 [T, width]: x @ axes keeps the strong ones as strong as they are. O(N T^2).
+
+    A direction's largest entry is positive, so that its sign is not left to the solver.
+    """
+    _, vectors_TT = np.linalg.eigh(np.cov(x_NT, rowvar=False, dtype=np.float64))
+    axes_TW = vectors_TT[:, ::-1][:, :width]
+    return (axes_TW * np.sign(axes_TW[np.abs(axes_TW).argmax(0), np.arange(axes_TW.shape[1])])).astype(np.float32)

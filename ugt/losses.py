@@ -7,11 +7,14 @@ Shapes: M examples, D width, I rows of the item table (row 0 = no item), R negat
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ugt.model.embeddings import ItemTable, rows
+from ugt.model.repeats import read_among
 
 
 def next_token(log_prob_M3: Tensor, level_weights: tuple[float, float, float]) -> Tensor:
@@ -19,19 +22,27 @@ def next_token(log_prob_M3: Tensor, level_weights: tuple[float, float, float]) -
     return -(log_prob_M3 * log_prob_M3.new_tensor(level_weights)).sum(-1)
 
 
-def dense_softmax(user_MD: Tensor, target_M: Tensor, item_ID: Tensor, negatives: int) -> Tensor:
-    """Softmax of the target against the catalogue, [M]; `target_M` are rows of the table.
+def dense_softmax(user_MD: Tensor, target_M: Tensor, item_ID: Tensor, negatives: int, repeats: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Softmax of the target against the catalogue, [M]; `target_M` are rows of the table. `repeats`: the rows each path has read, [M, L], and what
+    that adds to their logits.
 
     With `negatives` > 0, that many items drawn uniformly stand for all others, shared by the batch, each counting for (N - 1) / negatives of
     them, which makes the loss an estimate of the full one at a fraction of its cost. Source: sampled softmax, Jean et al. 2015, section 3.
     """
     items = item_ID.shape[0] - 1
-    if negatives == 0 or negatives >= items:
-        return F.cross_entropy(user_MD @ item_ID[1:].t(), target_M - 1, reduction="none")
-    drawn_R = torch.randint(1, items + 1, (negatives,), device=user_MD.device)
-    logits_MR = user_MD @ rows(item_ID, drawn_R).t() + torch.tensor((items - 1) / negatives).log()
-    logits_MR = logits_MR.masked_fill(drawn_R == target_M[:, None], -torch.inf)
+    every = negatives == 0 or negatives >= items
+    device = user_MD.device
+    among_R = torch.arange(1, items + 1, device=device) if every else torch.randint(1, items + 1, (negatives,), device=device)
+    logits_MR = user_MD @ (item_ID[1:] if every else rows(item_ID, among_R)).t()
+    if repeats is not None:
+        logits_MR = logits_MR + repeats[1] * read_among(repeats[0], among_R, items + 1)
+    if every:
+        return F.cross_entropy(logits_MR, target_M - 1, reduction="none")
+    logits_MR = logits_MR + math.log((items - 1) / negatives)
+    logits_MR = logits_MR.masked_fill(among_R == target_M[:, None], -torch.inf)
     positive_M1 = (user_MD * rows(item_ID, target_M)).sum(-1, keepdim=True)
+    if repeats is not None:
+        positive_M1 = positive_M1 + repeats[1] * (repeats[0] == target_M[:, None]).any(1, keepdim=True)
     return torch.logsumexp(torch.cat([positive_M1, logits_MR], dim=1), dim=1) - positive_M1[:, 0]
 
 

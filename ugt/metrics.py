@@ -75,7 +75,11 @@ def ranking_metrics(ranking_UK: np.ndarray, target_UT: np.ndarray, cutoffs: tupl
 
 
 def places(ranking_UK: np.ndarray, target_U: np.ndarray) -> np.ndarray:
-    """Place of each user's one target in the list, from 1; 0 where it isn't there: int64 [U]. With one target, every figure follows from it."""
+    """Place of each user's one target in the list, from 1; 0 where it isn't there: int64 [U]. With one target, every figure follows from it.
+
+    Raises ValueError for a list that names an item twice.
+    """
+    _refuse_repeats(ranking_UK)
     found_UK = ranking_UK == target_U[:, None]
     return np.where(found_UK.any(1), found_UK.argmax(1) + 1, 0)
 
@@ -150,21 +154,10 @@ def bootstrap_means(values_UM: np.ndarray, samples: int, seed: int) -> np.ndarra
     return np.concatenate(parts)
 
 
-def mean_interval(value_U: np.ndarray, samples: int, seed: int, level: float = 0.95) -> Interval:
-    """Mean over users with its percentile interval."""
-    return _interval(float(np.mean(value_U)), bootstrap_means(np.asarray(value_U)[:, None], samples, seed)[:, 0], level)
-
-
 def paired_difference(a_U: np.ndarray, b_U: np.ndarray, samples: int, seed: int, level: float = 0.95) -> Interval:
     """Mean of a - b over the same users with its percentile interval. An interval above 0 says that a is better."""
     drawn_S2 = bootstrap_means(np.stack([a_U, b_U], 1), samples, seed)
     return _interval(float(np.mean(a_U) - np.mean(b_U)), drawn_S2[:, 0] - drawn_S2[:, 1], level)
-
-
-def pairedratio(a_U: np.ndarray, b_U: np.ndarray, samples: int, seed: int, level: float = 0.95) -> Interval:
-    """Mean of a over mean of b for the same users with its percentile interval; infinite where b is 0, 1.0 where both are."""
-    drawn_S2 = bootstrap_means(np.stack([a_U, b_U], 1), samples, seed)
-    return _interval(float(ratio(np.mean(a_U), np.mean(b_U))), ratio(drawn_S2[:, 0], drawn_S2[:, 1]), level)
 
 
 def bounds(drawn_SM: np.ndarray, level: float = 0.95) -> np.ndarray:

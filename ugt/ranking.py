@@ -2,7 +2,8 @@
 
 Choices: the union of both heads' candidates is ranked. `log_probability` mixes log p of the beam with the dense logit (a constant per request, the
 dense normaliser, changes no order); a candidate the beam did not reach counts as probable as the last one it did, which is an upper bound of the truth.
-`reciprocal_rank` needs no scale and no weight. Ties: higher score first, then lower item index.
+`reciprocal_rank` needs no scale and no weight. A list by another strategy than the beam keeps to what was generated: the union would bring back, from the
+dense head, just what the strategy left out for the sake of diversity. Ties: higher score first, then lower item index.
 
 Shapes: W generated items, C dense candidates, N items, D width. numpy only.
 """
@@ -13,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ugt.schema import DecodingStrategy
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -26,9 +29,19 @@ def top(score: NDArray, items: Ints, k: int) -> tuple[Ints, NDArray]:
     return items[order], score[order]
 
 
-def dense_candidates(user_vector_D: Floats, item_vectors_ND: Floats, k: int, forbidden: NDArray | None = None) -> tuple[Ints, Floats]:
-    """The k best items of the dense head. `forbidden` are item indices that must not appear, or a bool per item. O(N D)."""
+def dense_candidates(
+    user_vector_D: Floats,
+    item_vectors_ND: Floats,
+    k: int,
+    forbidden: NDArray | None = None,
+    read: NDArray | None = None,
+    repeat: float | np.float32 = 0.0,
+) -> tuple[Ints, Floats]:
+    """The k best items of the dense head. `forbidden` are item indices that must not appear, or a bool per item; `repeat` is the model's bias for the
+    item indices `read`, those of the history, each once. O(N D)."""
     score_N = item_vectors_ND @ user_vector_D
+    if read is not None:
+        score_N[read] += repeat
     if forbidden is not None and len(forbidden):
         score_N[forbidden] = -np.inf
     allowed = int(np.isfinite(score_N).sum())
@@ -71,3 +84,28 @@ def fuse(
     log_probs = np.concatenate([generated_log_probs, np.full(int(new.sum()), generated_log_probs.min(), np.float32)])
     logits = np.concatenate([generated_dense, dense_scores[new]])
     return top((weight * log_probs + (1.0 - weight) * logits).astype(np.float32), items, k)
+
+
+def page(
+    strategy: DecodingStrategy,
+    generated_items: Ints,
+    generated_log_probs: Floats,
+    generated_dense: Floats,
+    dense_items: Ints,
+    dense_scores: Floats,
+    weight: float,
+    k: int,
+    method: Literal["log_probability", "reciprocal_rank"] = "log_probability",
+) -> tuple[Ints, Floats]:
+    """A page of k items, best first, and their fused scores.
+
+    `beam`: the best of the union (`fuse`). Any other strategy: the first k items it generated; only where those are fewer, the best others of the union.
+    """
+    given = (generated_items, generated_log_probs, generated_dense, dense_items, dense_scores, weight)
+    if strategy == "beam":
+        return fuse(*given, k, method)
+    items, scores = fuse(*given, len(generated_items) + len(dense_items), method)
+    kept = np.isin(items, generated_items[:k])
+    others = np.flatnonzero(~np.isin(items, generated_items))
+    kept[others[: max(0, k - len(generated_items))]] = True
+    return items[kept], scores[kept]

@@ -23,9 +23,9 @@ Curves = Mapping[str, Sequence[Mapping[str, Any]]]  # training -> rows of its cu
 HEADS = ("fused", "generative", "dense")
 TERMS = ("loss", "ntp", "dense", "contrastive", "dpo", "balance")
 TITLES = {
-    "fused": "UGT, fused",
-    "generative": "UGT, generative head",
-    "dense": "UGT, dense head",
+    "fused": "UGT fused",
+    "generative": "UGT generative",
+    "dense": "UGT dense",
     "sasrec": "SASRec",
     "transitions": "transition counts",
     "word2vec": "Word2Vec",
@@ -50,16 +50,24 @@ def build(report: Mapping[str, Any], curves: Curves) -> str:
     both = {name: report["heads"].get(name) or report["baselines"][name] for name in (*HEADS, *report["baselines"])}
 
     def sliced(rows: Sequence[Mapping[str, Any]]) -> Callable[[Figure], None]:
-        return lambda figure: _slices(figure, rows, ["fused", best, "popularity"])
+        return lambda figure: _slices(figure, rows, list(dict.fromkeys(["fused", best, "popularity"])))
 
     drawn = {
-        "accuracy": _draw(lambda f: _accuracy(f, report, shown), (7.2, 0.5 + 0.34 * len(shown))),
-        "slices": {name: _draw(sliced(rows), (7.2, 2.5)) for name, rows in report["slices"].items()},
-        "training": _draw(lambda f: _training(f, curves), (9.6, 2.9)) if curves else "",
-        "tradeoffs": _draw(lambda f: _tradeoffs(f, report["curves"]), (9.6, 3.6)) if report.get("curves") else "",
+        "accuracy": _draw(lambda f: _accuracy(f, report, shown), (10, 0.5 + 0.32 * len(shown))),
+        "slices": {name: _draw(sliced(rows), (10, 2.6)) for name, rows in report["slices"].items() if len(rows) > 1},
+        "training": _draw(lambda f: _training(f, curves), (10, 3.3)) if curves else "",
+        "tradeoffs": _draw(lambda f: _tradeoffs(f, report["curves"]), (10, 3.8)) if report.get("curves") else "",
     }
     return environment.get_template("report.html.j2").render(
-        report=report, both=both, shown=shown, best=best, drawn=drawn, slice_titles=SLICES, comparison=report.get("comparison"), protocol=report["protocol"]
+        report=report,
+        both=both,
+        shown=shown,
+        best=best,
+        drawn=drawn,
+        slice_titles=SLICES,
+        comparison=report.get("comparison"),
+        protocol=report["protocol"],
+        has_sasrec="sasrec" in curves,
     )
 
 
@@ -149,10 +157,14 @@ def _slices(figure: Figure, rows: Sequence[Mapping[str, Any]], names: Sequence[s
     ax.set_ylim(bottom=0)
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, -0.12), fontsize=8)
-    sizes.bar(range(len(rows)), [row["users"] for row in rows], color=GRID)
+    bars = sizes.barh(range(len(rows)), [row["users"] for row in rows], color=GRID, height=0.7)
+    sizes.bar_label(bars, [f"{row['users']:,}" for row in rows], padding=4, fontsize=8)
+    sizes.set_yticks(range(len(rows)), [row["slice"] for row in rows])
+    sizes.invert_yaxis()
     sizes.set_title("users")
     sizes.set_xticks([])
-    sizes.grid(axis="x", visible=False)
+    sizes.margins(x=0.25)
+    sizes.grid(visible=False)
 
 
 def _training(figure: Figure, curves: Curves) -> None:
@@ -183,11 +195,12 @@ def _training(figure: Figure, curves: Curves) -> None:
     for ax, heading in ((losses, "terms of the training loss, per target"), (validation, "NDCG@10 on validation, filtered")):
         ax.set_title(heading)
         ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         for place, name in marks:
             ax.axvline(place, color=GRID, linewidth=1)
             ax.annotate(name, (place, 1), xycoords=("data", "axes fraction"), fontsize=7, color=MUTED, va="top", xytext=(3, 0), textcoords="offset points")
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8, loc="center right")
+            ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=6, columnspacing=1.2, handlelength=1.4)
 
 
 def _tradeoffs(figure: Figure, tradeoffs: Mapping[str, Any]) -> None:
@@ -198,7 +211,9 @@ def _tradeoffs(figure: Figure, tradeoffs: Mapping[str, Any]) -> None:
     for ax, (section, heading) in zip(axes, sections, strict=True):
         for name, points in tradeoffs[section].items():
             across, up = [p["diversity@10"] for p in points], [p["recall@10"] for p in points]
-            ax.plot(across, up, "o-", label=name.replace("_", " "), linewidth=1.4, markersize=4)
+            # a strategy of one setting is a mark that lines must not hide
+            mark: dict[str, Any] = {"marker": "o", "markersize": 4} if len(points) > 1 else {"marker": "D", "markersize": 7, "zorder": 3}
+            ax.plot(across, up, label=name.replace("_", " "), linewidth=1.4, **mark)
             for x, y, point in zip(across, up, points, strict=True):
                 ax.annotate(point.get("label") or "", (x, y), fontsize=7, color=MUTED, xytext=(4, 4), textcoords="offset points")
         ax.set_title(heading)

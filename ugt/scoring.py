@@ -27,13 +27,14 @@ from ugt.histories import Part, Split
 from ugt.model.config import DecodingConfig, ModelConfig
 from ugt.model.inputs import USER_ATTRIBUTES, History, UserVocabulary, build_inputs
 from ugt.model.ugt import UGT
-from ugt.ranking import dense_candidates, fuse
-from ugt.schema import Head, UGTError
+from ugt.ranking import dense_candidates, page
+from ugt.schema import DecodingStrategy, Head, UGTError
 from ugt.semantic_ids import SemanticIds
 from ugt.strategies import search
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 FORMAT = 1
+PAGE = 10  # of the fused list by another strategy than the beam: the cut-off of the headline
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def decode(
     tables = model.tables()
     state_BTD = model.encode(inputs, tables)
     seeds = range(len(histories)) if seeds is None else seeds
-    return search(model, state_BTD, inputs["length_B"], inputs["context_B"], tables, constraints(model, exclude), decoding, seeds)
+    return search(model, state_BTD, inputs["length_B"], inputs["context_B"], tables, constraints(model, exclude, read_BL=inputs["item_BL"]), decoding, seeds)
 
 
 class Candidates(NamedTuple):
@@ -145,8 +146,18 @@ class Candidates(NamedTuple):
     dense_items: NDArray[np.int64]
     dense_scores: NDArray[np.float32]
 
-    def fused(self, fusion: Fusion, k: int) -> NDArray[np.int64]:
-        return fuse(*self, fusion.weight, k, fusion.method)[0]
+    def fused(self, fusion: Fusion, k: int, strategy: DecodingStrategy = "beam") -> NDArray[np.int64]:
+        return page(strategy, *self, fusion.weight, k, fusion.method)[0]
+
+    def pages(self, fusion: Fusion, k: int, strategy: DecodingStrategy) -> NDArray[np.int64]:
+        """A list of k as pages of PAGE one after the other, so that its first ten are the page of ten whatever k is. For the beam this is the list itself."""
+        if strategy == "beam":
+            return self.fused(fusion, k)
+        items = np.empty(0, np.int64)
+        for end in (*range(PAGE, k, PAGE), k):
+            longer = self.fused(fusion, end, strategy)
+            items = np.concatenate([items, longer[~np.isin(longer, items)]])
+        return items
 
 
 def candidates(
@@ -165,7 +176,7 @@ def candidates(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        item_ND = model.tables().item_ID[1:].numpy()
+        item_ND, repeat = model.tables().item_ID[1:].numpy(), np.float32(model.repeats.of_dense)
     examples = [split.example(int(u), part) for u in users]
     # the target stays rankable even if it was seen before: it is the answer
     forbidden = [np.setdiff1d(e.items, [e.target]) if filtered else np.empty(0, np.int64) for e in examples]
@@ -181,7 +192,9 @@ def candidates(
         for i, row in enumerate(rows):
             live = (beams.item_BW[i] >= 0).numpy()
             items, log_probs, user_D = beams.item_BW[i].numpy()[live], beams.log_prob_BW[i].numpy()[live], beams.user_BD[i].numpy()
-            found[int(row)] = Candidates(items, log_probs, item_ND[items] @ user_D, *dense_candidates(user_D, item_ND, count, forbidden[row]))
+            read = np.unique(batch[i].items[-model.config.max_length :])
+            dense_of_items = item_ND[items] @ user_D + repeat * np.isin(items, read)
+            found[int(row)] = Candidates(items, log_probs, dense_of_items, *dense_candidates(user_D, item_ND, count, forbidden[row], read, repeat))
     model.train(was_training)
     return [found[row] for row in range(len(users))]
 
@@ -210,7 +223,7 @@ def rank_users(
     found = candidates(model, split, users, part, filtered, user_UA, max(top_k, decoding.beam_width), decoding, seed, batch_size)
     ranked: dict[Head, NDArray[np.int64]] = {head: np.full((len(users), top_k), -1, np.int64) for head in ("fused", "generative", "dense")}
     for row, c in enumerate(found):
-        mine: dict[Head, NDArray] = {"fused": c.fused(fusion, top_k), "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}
+        mine: dict[Head, NDArray] = {"fused": c.pages(fusion, top_k, decoding.strategy), "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}
         for head, items in mine.items():
             ranked[head][row, : len(items)] = items
     return ranked

@@ -40,6 +40,8 @@ class SemanticIdConfig(Config):
     l3: int | None = Field(default=None, ge=2)
     # variance of each block in an item's vector. Validation NDCG@10 of stage 1 on the sample: benchmarks/results.md, "item vectors"
     fused_weight: float = Field(default=1.0, ge=0)
+    text_weight: float = Field(default=0.0, ge=0)  # the text vectors' principal components beside, or instead of, the fused vector
+    text_width: int = Field(default=128, ge=2)
     word2vec_weight: float = Field(default=1.0, ge=0)
     cooccurrence_weight: float = Field(default=16.0, ge=0)
     balance: float = Field(default=2.0, gt=1)  # an L1 code holds at most this many times the mean

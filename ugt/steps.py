@@ -18,6 +18,7 @@ from torch import Tensor
 from ugt.model import inference
 from ugt.model.embeddings import CatalogueTables
 from ugt.model.heads import FEW_CODES
+from ugt.model.repeats import read_items
 from ugt.model.ugt import UGT, masked_log_softmax
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Steps:
         self.model, self.tables, self.limits, self.third_C = model, tables, limits, third_C
         self.batch, self.width, self.group_size = context_B.shape[0], beam_W.shape[0], third_C.shape[0]
         self.k1, self.k2 = model.items.k1, model.items.k2
+        self.read = read_items(limits.read_BL, tables)
         self.request_B1 = torch.arange(self.batch, device=beam_W.device)[:, None]
         self.beam_BW = beam_W + 0 * self.request_B1
         self.memory = inference.memory_of(model.decoder, state_BTD, length_B)
@@ -70,7 +72,8 @@ class Steps:
         live_MK = self.limits.group_live_FG.view(-1, self.k2)[(self.limits.filter_B[:, None] * self.k1 + l1_BW).reshape(-1)]
         live_BP = live_MK.view(self.batch, self.width * self.k2).scatter_add(1, self.cell_BX, -self.counts_BX.to(live_MK.dtype))
         legal_BWK = (live_BP > 0).view(-1, self.k2)[self._row(self.keeper_BW)].view(-1, self.width, self.k2)
-        return masked_log_softmax(self.model.level_heads.second_kept(h_MD, l1_BW, self.tables.group_GD), legal_BWK)
+        logits_BWK = self.model.level_heads.second_kept(h_MD, l1_BW, self.tables.group_GD) + self.model.repeats.second(self.read, None, l1_BW, self.k2)
+        return masked_log_softmax(logits_BWK, legal_BWK)
 
     def third(self, parent_BW: Tensor, group_BW: Tensor) -> tuple[Tensor, Tensor]:
         """(log p(l3 | l1, l2), rows of the item table) for each kept group, whose l1 was beam `parent_BW` of the step before; [B, W, C] each."""
@@ -79,6 +82,7 @@ class Steps:
         h_MD, _ = inference.decoder_step(self.model.decoder, token_MD, None, written, self.memory, self.width)
         item_BWC, legal_BWC = self._items(parent_BW, group_BW)
         logits_BWC = self.model.level_heads.third(h_MD.view(-1, self.width, self.model.config.width), F.embedding(item_BWC, self.tables.item_ID))
+        logits_BWC = logits_BWC + self.model.repeats.third(self.read, None, group_BW, self.third_C)
         return masked_log_softmax(logits_BWC, legal_BWC), item_BWC
 
     def user_vectors(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from ugt.api import RecommendRequest, RequestContext
 from ugt.filters import Filters
 from ugt.histories import Histories
 from ugt.model.inputs import History, UserVocabulary, build_inputs
-from ugt.ranking import dense_candidates, fuse
+from ugt.ranking import dense_candidates, page
 from ugt.runtime import CARD, GenerationRequest, Generator
 from ugt.schema import ACTION_IDS, User
 from ugt.settings import StoresConfig
@@ -94,9 +95,10 @@ def test_fault_4_the_store_and_the_server_read_as_far_back_as_the_model(tmp_path
     assert HISTORY_LIMIT >= 700
 
 
+@pytest.mark.parametrize("strategy", ["beam", "diverse_beam", "nucleus"])
 @pytest.mark.parametrize("method", ["log_probability", "reciprocal_rank"])
 @pytest.mark.parametrize("size", [10, 50])
-def test_fault_4_the_server_mixes_the_heads_as_evaluation_does(method: str, size: int) -> None:
+def test_fault_4_the_server_mixes_the_heads_as_evaluation_does(method: str, size: int, strategy: Any) -> None:
     """Evaluation fuses a beam of 50 with the dense head's best 50; the server's retriever gives 500."""
     rng = np.random.default_rng(1)
     for _ in range(20):
@@ -104,8 +106,8 @@ def test_fault_4_the_server_mixes_the_heads_as_evaluation_does(method: str, size
         beam = rng.choice(900, 50, replace=False)
         log_probs = -np.sort(rng.exponential(3, 50)).astype(np.float32)
         of_beam = dense_N[beam] @ user_D
-        wanted = fuse(beam, log_probs, of_beam, *dense_candidates(user_D, dense_N, 50), 0.4, size, method)  # type: ignore[arg-type]
+        wanted = page(strategy, beam, log_probs, of_beam, *dense_candidates(user_D, dense_N, 50), 0.4, size, method)  # type: ignore[arg-type]
         found = Candidates(*dense_candidates(user_D, dense_N, 500), of_beam)
-        items, scores = fused(Generated(beam, log_probs, user_D, 0.0, "beam"), found, Fusion(method, 0.4), size)  # type: ignore[arg-type]
+        items, scores = fused(Generated(beam, log_probs, user_D, 0.0, strategy), found, Fusion(method, 0.4), size)  # type: ignore[arg-type]
         assert items.tolist() == wanted[0].tolist()
         assert scores.tolist() == wanted[1].tolist()

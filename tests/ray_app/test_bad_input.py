@@ -137,13 +137,20 @@ def test_a_home_that_cannot_be_written_is_named(ugt: Ugt, no_ray: None, monkeypa
     assert "UGT_HOME" in error
 
 
-@pytest.mark.parametrize("flag", ["--json", "--predictions"])
+@pytest.mark.parametrize("flag", ["--json", "--predictions", "--report"])
 def test_a_result_path_that_cannot_be_written_is_named_before_the_work(ugt: Ugt, no_ray: None, tmp_path: Path, flag: str) -> None:
     (tmp_path / "file").write_text("in the way")
     for path in (tmp_path, tmp_path / "file" / "out"):
         error = ugt("evaluate", flag, path)
         assert flag in error
         assert str(tmp_path) in error
+
+
+def test_a_run_to_compare_with_that_is_none_is_named_before_the_work(ugt: Ugt, no_ray: None, tmp_path: Path) -> None:
+    error = ugt("evaluate", "--against", tmp_path / "gone.parquet")
+    assert "--against" in error
+    assert "gone.parquet" in error
+    assert "no version v0009-00000000" in ugt("evaluate", "--against", "v0009-00000000")
 
 
 def test_a_settings_file_that_is_none_is_named(ugt: Ugt, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from ray_app.pipeline import ON_REQUEST, STEPS, Context, Step, _source_checksums
+from ugt.model.config import PLACEMENT
 from ugt.settings import Settings, load_settings
 
 
@@ -57,10 +58,43 @@ def test_a_setting_that_changes_a_steps_arguments_changes_its_key(step: Step, so
     settings = load_settings(None, {"source": source, "data_dir": "/data"})
     before, read = arguments(step, settings), [described(s) for s in step.reads(settings)]
     for name, other in changed(settings):
+        if name.startswith("training.") and name.removeprefix("training.") in PLACEMENT:
+            continue  # where a stage is trained, not what comes out
         if arguments(step, other) != before and not (
             step.name == "etl" and name.startswith("sample.") and source != "imdb"
         ):  # sample.* makes imdb's events only
             assert [described(s) for s in step.reads(other)] != read, f"{step.name} is given {name}, which is not in its key"
+
+
+def key_of(name: str, **flags: Any) -> list[Any]:
+    step = next(step for step in STEPS if step.name == name)
+    return [described(s) for s in step.reads(load_settings(None, flags))]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "trained_again"),
+    [
+        ("training.stage3.learning_rate", 1e-3, {"ugt_stage3"}),
+        ("training.stage2.contrastive_weight", 0.2, {"ugt_stage2"}),
+        ("training.dpo_beta", 0.2, {"ugt_stage3"}),
+        ("training.contrastive_temperature", 0.2, {"ugt_stage2"}),
+        ("training.stage1.epochs", 3, {"ugt_stage1"}),
+        ("training.ema_decay", 0.9, {"ugt_stage1", "ugt_stage2", "ugt_stage3"}),
+        ("training.workers", 2, set()),
+        ("training.threads", 1, set()),
+        ("training.strategy", "deepspeed", set()),
+    ],
+)
+def test_a_setting_trains_again_only_the_stages_that_read_it(flag: str, value: Any, trained_again: set[str]) -> None:
+    """The stages after it follow through the keys of their inputs."""
+    stages = ("ugt_stage1", "ugt_stage2", "ugt_stage3")
+    assert {name for name in stages if key_of(name, **{flag: value}) != key_of(name)} == trained_again
+
+
+def test_a_stage_is_given_every_setting_that_it_reads() -> None:
+    settings = load_settings(None, {"training.stage2.dpo_weight": 0.1, "training.dpo_beta": 0.7, "training.stage2.epochs": 9, "training.workers": 3})
+    given = settings.training.of_stage(2)
+    assert (given.dpo_beta, given.stage2, given.workers) == (0.7, settings.training.stage2, 3)
 
 
 @pytest.mark.parametrize("step", [*STEPS, *ON_REQUEST], ids=lambda s: s.name)

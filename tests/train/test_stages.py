@@ -107,3 +107,14 @@ def test_dpo_rejects_an_item_near_the_target_that_the_user_never_had(model: UGT,
 
 def test_distinct_keeps_each_value_once() -> None:
     assert distinct(torch.tensor([[3, 0, 3, 5, 0, 3]])).tolist() == [[0, 0, 3, 0, 0, 5]]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_worker_without_a_window_adds_nothing_and_stays_finite(model: UGT, batch: dict[str, torch.Tensor], stage: int) -> None:
+    """The last step of an epoch may have fewer windows than there are workers or parts."""
+    added = {1: {}, 2: {"contrastive_weight": 0.1}, 3: {"dpo_weight": 0.1}}[stage]
+    made = objective(model, ntp_weight=1.0, dense_weight=1.0, balance_weight=0.1, **added)
+    terms = made(batch | {"target_BQ": torch.zeros_like(batch["target_BQ"])})
+    terms["loss"].backward()
+    assert {name: value.item() for name, value in terms.items()} == dict.fromkeys(terms, 0.0)
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)

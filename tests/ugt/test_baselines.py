@@ -7,40 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ugt.baselines import ItemKnn, blocked_items, popularity, segment_scores, top_items
+from ugt.baselines import ItemKnn, NearestVectors, Popularity, Request, Transitions, popularity, segment_scores
 
 
-def slow_top(scores: np.ndarray, k: int, blocked: set[int]) -> list[int]:
-    order = sorted((i for i in range(len(scores)) if i not in blocked), key=lambda i: (-scores[i], i))
-    return (order + [-1] * k)[:k]
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 30))
-def test_top_items_follows_the_tie_rule(seed: int, k: int) -> None:
-    rng = np.random.default_rng(seed)
-    scores = rng.choice(np.array([-np.inf, -2.5, -1e-30, -0.0, 0.0, 1e-30, 1.0, 3e8], dtype=np.float32), size=(6, 20))
-    blocked = rng.random((6, 20)) < 0.3
-    fast = top_items(scores, k, blocked)
-    for u in range(6):
-        assert fast[u].tolist() == slow_top(scores[u], k, set(np.flatnonzero(blocked[u])))
-
-
-def test_nan_is_refused() -> None:
-    with pytest.raises(ValueError, match="NaN"):
-        top_items(np.array([[0.0, np.nan]]), 1)
-
-
-def test_seen_items_are_blocked_but_never_the_target() -> None:
-    blocked = blocked_items([np.array([0, 2, 2]), np.array([], dtype=int), np.array([1, 3])], 4, keep_U=np.array([2, 0, 0]))
-    assert blocked.tolist() == [[True, False, False, False], [False] * 4, [False, True, False, True]]
+def slow_top(scores: np.ndarray, k: int) -> list[int]:
+    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
 
 
 def test_popularity_by_segment_prefers_the_segment_then_everybody() -> None:
     segment = np.array([0, 0, 1, 1, 1, 1, 1])
     item = np.array([2, 2, 0, 0, 0, 1, 1])
     scores = segment_scores(segment, item, segments=2, n_items=4)
-    assert top_items(scores, 4).tolist() == [[2, 0, 1, 3], [0, 1, 2, 3]]
+    ranked = Popularity(scores).rank(Request([np.array([0])] * 3, np.array([1, 0, 1])), 4)
+    assert ranked.tolist() == [[0, 1, 2, 3], [2, 0, 1, 3], [0, 1, 2, 3]]
     assert popularity(item, 4).tolist() == [3, 2, 2, 0]
 
 
@@ -56,10 +35,46 @@ def test_item_knn_equals_loops(seed: int, neighbours: int) -> None:
     for a in range(items):
         cosine = [len(audience[a] & audience[b]) / np.sqrt(max(len(audience[a]), 1) * max(len(audience[b]), 1)) if a != b else 0.0 for b in range(items)]
         # equal cosines must be equal floats for the tie rule, so the judge rounds once, from float64, as the product does
-        for b in slow_top(np.array(cosine, dtype=np.float32), min(neighbours, items), set()):
+        for b in slow_top(np.array(cosine, dtype=np.float32), min(neighbours, items)):
             similar[a, b] = cosine[b]
     histories = [np.array([1, 1, 4]), np.array([], dtype=int), np.arange(items)]
     slow = np.array([similar[sorted({int(i) for i in h})].sum(0) for h in histories])
     kept = (knn.similarity_NN.toarray() > 0).sum(1)
     assert kept.max(initial=0) <= neighbours
     assert np.allclose(knn.scores(histories), slow, atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), damping=st.sampled_from([0.0, 0.5, 1.0]))
+def test_transitions_equal_loops(seed: int, damping: float) -> None:
+    rng = np.random.default_rng(seed)
+    items, lags, last, lag_decay, recency = 9, 3, 6, 0.5, 0.7
+    lists = [rng.integers(0, items, int(rng.integers(1, 12))) for _ in range(12)]
+    user_E = np.repeat(np.arange(len(lists)), [len(x) for x in lists])
+    fitted = Transitions.fit(user_E, np.concatenate(lists), items, lags)
+    chain = Transitions(fitted.count_LNN, fitted.popularity_N, last, lag_decay, recency, damping)
+    mixed = np.zeros((items, items))
+    for seen in lists:
+        for i in range(len(seen)):
+            for lag in range(1, lags + 1):
+                if i + lag < len(seen):
+                    mixed[seen[i], seen[i + lag]] += lag_decay ** (lag - 1)
+    mixed /= np.maximum(mixed.sum(1, keepdims=True), 1e-12) ** damping
+    histories = [np.array([2]), rng.integers(0, items, 4), rng.integers(0, items, 10)]
+    scores, popular = chain.scores(histories), popularity(np.concatenate(lists), items)
+    for row, history in zip(scores, histories, strict=True):
+        slow = sum(recency**age * mixed[item] for age, item in enumerate(history[::-1][:last]))
+        assert np.allclose(row, slow, atol=2e-3 * mixed[mixed > 0].min())
+        # what no transition reaches comes last, the more popular first
+        reached = {int(i) for i in np.flatnonzero(slow > 0)}
+        rest = [i for i in slow_top(row, items) if i not in reached]
+        assert slow_top(row, items)[: len(reached)] == [i for i in slow_top(row, items) if i in reached]
+        assert [popular[i] for i in rest] == sorted((popular[i] for i in rest), reverse=True)
+
+
+def test_nearest_vectors_pool_the_last_items_and_let_the_older_ones_fade() -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    histories = [np.array([0, 1, 2, 2])]
+    assert NearestVectors(vectors).scores(histories)[0] == pytest.approx([1, 1, 2, 0])
+    assert NearestVectors(vectors, last=2, decay=0.5).scores(histories)[0] == pytest.approx([0, 0, 1.5, 0])
+    assert NearestVectors(vectors, decay=0.5).rank(Request(histories, np.zeros(1, int)), 4).tolist() == [[2, 1, 0, 3]]

@@ -29,6 +29,8 @@ def model() -> UGT:
     with torch.no_grad():
         for query in model.level_heads.query:  # an untrained model has no opinion to search for
             query.weight *= 6
+        for bias, value in ((model.repeats.group, -0.2), (model.repeats.item, -0.3)):
+            bias.fill_(value)
     return model
 
 
@@ -37,6 +39,7 @@ def search(model: UGT, limits: Constraints, width: int) -> tuple[Beams, torch.Te
     rng = np.random.default_rng(1)
     histories = [History(rng.integers(0, ITEMS, n), rng.integers(1, 6, n), rng.random(n), np.zeros(n)) for n in rng.integers(0, 14, len(limits.filter_B))]
     inputs = tensors(build_inputs(histories, np.arange(len(histories)) * 30_000, np.zeros((len(histories), 3)), 10))
+    limits = limits._replace(read_BL=inputs["item_BL"])
     with torch.inference_mode():
         tables = model.tables()
         state = model.encode(inputs, tables)
@@ -83,6 +86,7 @@ def test_requests_of_a_batch_may_have_different_filters(model: UGT) -> None:
         torch.cat([even.group_live_FG, odd.group_live_FG]),
         even.prior_BK,
         torch.cat([even.first_live_FK, odd.first_live_FK]),
+        even.read_BL,
     )
     beams, _ = search(model, mixed, 30)
     for row in range(USERS):

@@ -1,4 +1,4 @@
-"""Histories: order, ties, leave-one-out."""
+"""Histories: order, ties, leave-one-out, the split by time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ugt.artifacts import EVENTS, write_table
-from ugt.histories import Histories, from_events, load
+from ugt.histories import Histories, HistoryConfig, from_events, load
 from ugt.schema import ACTION_IDS, UGTError
 
 
@@ -79,3 +79,46 @@ def test_an_unknown_action_is_zero_and_a_missing_value_nan(tmp_path: Path) -> No
 def test_no_history_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UGTError, match="Check its events"):
         loaded(events([]), tmp_path)
+
+
+def split_by_loops(lists: list[list[int]], cuts: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """(train length, place of validation, place of test) of each user, by looking at one event after the other."""
+    found = []
+    for times in lists:
+        at = []
+        for low, high in (cuts, (cuts[1], 10**12)):
+            first = next((place for place, time in enumerate(times) if time >= low), 0)
+            at.append(first if first >= 1 and times[first] < high else -1)
+        found.append((sum(time < cuts[0] for time in times), *at))
+    return found
+
+
+def test_a_time_split_trains_on_the_past_and_asks_for_the_next_event(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    lists = [sorted(rng.integers(1, 60, int(rng.integers(1, 14))).tolist()) for _ in range(40)]
+    rows = [(f"u{u:02d}", i % 7, time, i) for u, times in enumerate(lists) for i, time in enumerate(times)]
+    histories = loaded(events(rows), tmp_path)
+    split = HistoryConfig(split="time", validation_from=0.5, test_from=0.75).apply(histories)
+    every = sorted(time for times in lists for time in times)
+    cuts = every[int(0.5 * len(every))], every[int(0.75 * len(every))]
+    assert list(zip(split.train_lengths.tolist(), split.validation_at.tolist(), split.test_at.tolist(), strict=True)) == split_by_loops(lists, cuts)
+    assert len(split.users("test")) > 5
+    assert len(split.users("validation")) > 5
+    for part, low in (("validation", cuts[0]), ("test", cuts[1])):
+        for u in split.users(part):
+            example = split.example(int(u), part)
+            assert example.timestamps.max() < low <= example.target_timestamp
+    # nothing from the cut on is among the training events, and everything before it is
+    user_E, item_E = split.train_events()
+    assert len(item_E) == sum(time < cuts[0] for time in every)
+    assert np.bincount(user_E, minlength=40).tolist() == split.train_lengths.tolist()
+
+
+def test_a_time_split_without_times_is_refused(tmp_path: Path) -> None:
+    config = HistoryConfig(split="time")
+    with pytest.raises(UGTError, match=r"1 of 3 have no timestamp.*leave_one_out"):
+        config.apply(loaded(events([("u", 0, 0, 0), ("u", 1, 5, 1), ("u", 2, 6, 2)]), tmp_path / "a"))
+    with pytest.raises(UGTError, match="leaves nothing to train on"):
+        config.apply(loaded(events([("u", i, 7, i) for i in range(4)]), tmp_path / "b"))
+    with pytest.raises(ValueError, match=r"validation_from 0.9 is not below test_from 0.9"):
+        HistoryConfig(validation_from=0.9)

@@ -26,7 +26,19 @@ def test_sampled_softmax_estimates_the_full_one() -> None:
     assert sampled == pytest.approx(float(full), rel=0.02)  # the estimate of a logarithm is a little low
 
 
+@pytest.mark.parametrize("negatives", [0, 300])
+def test_an_item_read_before_is_as_likely_as_the_repeat_bias_says(negatives: int) -> None:
+    torch.manual_seed(0)
+    user, table, target = torch.zeros(200, 8), torch.zeros(501, 8), torch.full((200,), 7)
+    read = torch.tensor([[7, 3, 0]] * 100 + [[9, 3, 0]] * 100)
+    loss = dense_softmax(user, target, table, negatives, (read, torch.tensor(-2.0)))
+    # all logits are 0 but those of the two items read; the target is one of them in the first half
+    assert loss[:100].mean() == pytest.approx(2.0 + math.log(498 + 2 * math.exp(-2)), abs=0.02)
+    assert loss[100:].mean() == pytest.approx(math.log(498 + 2 * math.exp(-2)), abs=0.02)
+
+
 def test_hard_negatives_share_the_prefix_of_their_target() -> None:
+    torch.manual_seed(1)
     codes = np.array([(i % 3, i // 3 % 4, i // 12) for i in range(60)])
     ids = SemanticIds.from_codes(codes, [f"i{i:02d}" for i in range(60)], 3, 4, 8)
     items = ItemTable(ModelConfig(width=8), ids, np.zeros((60, 2), np.float32))

@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ugt.metrics import CUTOFFS, beyond_accuracy, bootstrap_means, gini, mean_interval, paired_difference, paired_ratio, ranking_metrics
+from ugt.metrics import CUTOFFS, beyond_accuracy, bootstrap_means, bounds, gini, of_places, paired_difference, places, ranking_metrics, ratio
 
 
 def slow_metrics(ranking: list[int], targets: set[int], k: int) -> dict[str, float]:
@@ -101,11 +101,10 @@ def test_gini_knows_its_ends() -> None:
 
 def test_interval_agrees_with_scipy() -> None:
     values = np.random.default_rng(1).binomial(1, 0.2, 400).astype(float)
-    ours = mean_interval(values, samples=4000, seed=0)
+    ours = bounds(bootstrap_means(values[:, None], 4000, seed=0))[0]
     theirs = scipy.stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     # two independent draws of 4,000: their quantiles differ by a few percent of the standard error of .02
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
-    assert ours.value == values.mean()
+    assert tuple(ours) == pytest.approx((theirs.low, theirs.high), abs=0.004)
 
 
 def test_resampling_is_seeded_and_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +124,27 @@ def test_paired_comparison_sees_a_small_but_constant_gain() -> None:
     assert gain.value == pytest.approx(0.03)
     assert 0 < gain.low < 0.03 < gain.high
     # the two means' own intervals overlap: pairing is what makes the gain visible
-    assert mean_interval(a, 1000, 0).low < mean_interval(b, 1000, 0).high
-    assert paired_ratio(a, b, 1000, seed=0).low > 1.0
+    drawn = bootstrap_means(np.stack([a, b], 1), 1000, 0)
+    assert bounds(drawn)[0, 0] < bounds(drawn)[1, 1]
+    assert bounds(drawn[:, 0] - drawn[:, 1]).tolist() == [gain.low, gain.high]
+    assert bounds(ratio(drawn[:, 0], drawn[:, 1]))[0] > 1.0
 
 
 def test_ratio_over_nothing_is_infinite_not_an_error() -> None:
-    ratio = paired_ratio(np.array([1.0, 0.0]), np.zeros(2), 100, seed=0)
-    assert ratio.value == math.inf
-    assert ratio.high == math.inf
+    assert ratio(np.array([1.0, 0.0, 1.0]), np.array([0.0, 0.0, 2.0])).tolist() == [math.inf, 1.0, 0.5]
+    assert bounds(np.array([1.0, math.inf, math.inf]))[1] == math.inf
+
+
+def test_figures_of_places_are_those_of_the_lists() -> None:
+    rng = np.random.default_rng(4)
+    ranking = np.stack([rng.permutation(80)[:50] for _ in range(60)])
+    ranking[::5, 30:] = -1
+    target = rng.integers(0, 80, 60)
+    place = places(ranking, target)
+    assert place.tolist() == [r.tolist().index(t) + 1 if t in r else 0 for r, t in zip(ranking, target, strict=True)]
+    whole, short = ranking_metrics(ranking, target), of_places(place)
+    assert whole.keys() == short.keys()
+    for name in whole:
+        assert np.allclose(whole[name], short[name], rtol=1e-12)
+    with pytest.raises(ValueError, match="row 1 names an item twice"):
+        places(np.array([[1, 2], [3, 3]]), np.array([1, 3]))

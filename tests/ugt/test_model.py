@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ugt.decoding import exact_log_probs, no_constraints
 from ugt.model.config import ModelConfig
+from ugt.model.dropout import Dropout
 from ugt.model.inputs import History, UserVocabulary, build_inputs
 from ugt.model.moe import MixtureOfExperts
 from ugt.model.ugt import UGT
@@ -67,18 +68,47 @@ def test_training_and_decoding_give_an_item_the_same_probability(model: UGT) -> 
     position = torch.tensor([[0, 3, 7], [1, 2, 4]])
     context = torch.tensor([[1, 2, 3], [0, 5, 8]])
     target = torch.tensor([[5, 60, 1], [17, 0, 33]])  # 0: no target there
+    model = copy.deepcopy(model)
     with torch.no_grad():
+        model.repeats.group.fill_(-0.3)
+        model.repeats.item.fill_(0.4)
         tables = model.tables()
         state = model.encode(inputs, tables)
-        log_prob, _ = model.path_log_probs(state, position, context, target, tables)
+        log_prob, _ = model.path_log_probs(state, position, context, target, tables, inputs["item_BL"])
         expected = []
         for q in range(3):
-            every = exact_log_probs(model, state, position[:, q], context[:, q], tables, no_constraints(model, 2))
+            before = torch.where(torch.arange(inputs["item_BL"].shape[1]) < position[:, q : q + 1], inputs["item_BL"], 0)
+            limits = no_constraints(model, 2)._replace(read_BL=before)
+            every = exact_log_probs(model, state, position[:, q], context[:, q], tables, limits)
             assert torch.allclose(every.exp().sum(1), torch.ones(2), atol=1e-5)  # nothing is given to codes that lead to no item
             expected.append(every)
     pairs = [(b, q) for b in range(2) for q in range(3) if target[b, q] > 0]
     wanted = torch.stack([expected[q][b, target[b, q] - 1] for b, q in pairs])
     assert torch.allclose(log_prob.sum(1), wanted, atol=1e-5)
+
+
+def test_padding_takes_no_part_in_training(model: UGT) -> None:
+    """Places without a target, more of them or fewer, change neither probabilities nor the load of the experts."""
+    trained = copy.deepcopy(model).train()
+    for module in trained.modules():
+        if isinstance(module, Dropout | MixtureOfExperts):
+            module.p = module.jitter = 0.0
+    inputs = tensors(build_inputs(requests([7, 4]), [0, 0], np.zeros((2, 3)), 12))
+    position, context, target = torch.tensor([[0, 3, 7], [1, 2, 4]]), torch.tensor([[1, 2, 3], [0, 5, 8]]), torch.tensor([[5, 60, 1], [17, 0, 33]])
+    wide = [torch.cat([x, torch.zeros(2, 9, dtype=torch.int64)], dim=1) for x in (position, context, target)]
+    tables = trained.tables()
+    state = trained.encode(inputs, tables)
+    (narrow, balance), (padded, padded_balance) = (trained.path_log_probs(state, *x, tables, inputs["item_BL"]) for x in ((position, context, target), wide))
+    assert torch.allclose(narrow, padded, atol=1e-5)
+    assert balance.item() == pytest.approx(padded_balance.item(), abs=1e-6)
+
+
+def test_level_three_logits_are_the_same_for_legal_slots_alone(model: UGT) -> None:
+    h, item = torch.randn(20, 16), torch.randint(1, ITEMS + 1, (20, 5))
+    legal = torch.rand(20, 5) < 0.6
+    item_ID = model.tables().item_ID
+    expected = model.level_heads.third(h, item_ID[item])
+    assert torch.allclose(model.level_heads.third_of_legal(h, item, legal, item_ID), expected.masked_fill(~legal, 0.0), atol=1e-5)
 
 
 def test_level_two_logits_are_the_same_for_few_paths_and_for_many(model: UGT) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ugt.ranking import dense_candidates, fuse, top
+from ugt.ranking import dense_candidates, fuse, page, top
 
 
 def ints(*x: int) -> np.ndarray:
@@ -50,3 +50,20 @@ def test_one_empty_list_leaves_the_other_in_charge() -> None:
     none = np.empty(0, np.int64), np.empty(0, np.float32)
     assert fuse(none[0], none[1], none[1], ints(3, 1), floats(2, 1), 0.5, 5)[0].tolist() == [3, 1]
     assert fuse(ints(3, 1), floats(-1, -2), floats(1, 0), *none, 0.5, 5)[0].tolist() == [3, 1]
+
+
+def test_the_page_of_a_diversity_strategy_holds_what_it_generated_first_in_the_order_of_the_fused_scores() -> None:
+    # the beam's rule would bring item 9 back, which the dense head likes best
+    given = (ints(4, 7, 2), floats(-3, -1, -2), floats(0.5, 0.1, 0.9), ints(9, 2, 4), floats(2.0, 0.9, 0.5), 0.5)
+    assert page("beam", *given, 2)[0].tolist() == fuse(*given, 2)[0].tolist() == [7, 9]
+    for strategy in ("diverse_beam", "nucleus"):
+        items, scores = page(strategy, *given, 2)
+        assert items.tolist() == [7, 4]  # of the first two generated; -.45 and -1.25
+        assert np.allclose(scores, [-0.45, -1.25])
+        assert page(strategy, *given, 4)[0].tolist() == [7, 9, 2, 4]  # fewer than asked: the best of the rest as well, ranked by score
+        assert page(strategy, *given, 9)[0].tolist() == [7, 9, 2, 4]
+
+
+def test_a_strategy_that_generated_nothing_leaves_the_page_to_the_dense_head() -> None:
+    none = (ints(), floats(), floats(), ints(9, 2), floats(2.0, 0.9), 0.5)
+    assert page("nucleus", *none, 1)[0].tolist() == page("beam", *none, 1)[0].tolist() == [9]

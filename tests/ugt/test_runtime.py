@@ -216,5 +216,5 @@ def test_constraints_in_pytorch_and_in_the_runtime_are_the_same_arrays(model: UG
     allowed = np.arange(ITEMS) % 4 > 0
     arrays = generator.inputs([GenerationRequest([], [], [], [], 0, exclude=[5, 9, 5], allowed=allowed)])
     limits = constraints(model, [[5, 9]], allowed)
-    for name in limits._fields:
+    for name in set(limits._fields) - {"read_BL"}:  # the graph takes that from the history itself
         assert np.array_equal(arrays[name], getattr(limits, name).numpy()), name

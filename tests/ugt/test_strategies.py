@@ -165,42 +165,49 @@ def test_a_larger_penalty_spreads_the_list_over_more_first_codes(request_: Reque
     assert spread[0] < spread[1] < spread[2] == model.items.k1  # one of each
 
 
-def test_nucleus_of_the_whole_probability_draws_without_replacement_in_proportion() -> None:
-    """Chi-square over 20,000 draws: the first item, and the second given the first, follow the exact scorer's probabilities."""
-    model, draws = make_model(3, 12, 3, 3, 2.0), 20_000
+def sampled_from(exact: np.ndarray, codes: np.ndarray, top_p: float, temperature: float) -> np.ndarray:
+    """Probability of each item when every level is tempered, cut to its nucleus and normalised: the slow, obvious way."""
+    q = np.ones(len(exact))
+    for item in range(len(exact)):
+        for level in range(3):
+            under = [j for j in range(len(exact)) if (codes[j, :level] == codes[item, :level]).all() and exact[j] > IMPOSSIBLE / 2]
+            mass = {int(c): sum(np.exp(exact[j]) for j in under if codes[j, level] == c) ** (1 / temperature) for c in codes[under, level]}
+            kept: dict[int, float] = {}
+            for c in sorted(mass, key=lambda c: -mass[c]):
+                if sum(kept.values()) < top_p * sum(mass.values()):
+                    kept[c] = mass[c]
+            q[item] *= kept.get(int(codes[item, level]), 0.0) / sum(kept.values()) if kept else 0.0
+    return q
+
+
+def chi_square(observed: np.ndarray, probability: np.ndarray) -> float:
+    """p-value; the cells that expect fewer than five are one."""
+    expected = probability / probability.sum() * observed.sum()
+    assert observed[expected == 0].sum() == 0
+    often = expected >= 5
+    cells = [np.append(x[often], x[~often].sum()) if expected[~often].sum() > 0 else x[often] for x in (observed, expected)]
+    return float(stats.chisquare(*cells).pvalue)
+
+
+@pytest.mark.parametrize(("top_p", "temperature"), [(1.0, 1.0), (1.0, 0.6), (0.5, 1.2)])
+def test_nucleus_draws_without_replacement_in_proportion(top_p: float, temperature: float) -> None:
+    """Chi-square over 12,000 draws: the first item, and the first two, follow the exact scorer's probabilities; the scores reported are the model's own."""
+    model, draws = make_model(3, 12, 3, 3, 0.5 if top_p < 1 else 2.0), 8_000
     request = Request(model, constraints(model, [[4]]))
-    p = request.exact()[0].double().exp().numpy()
-    drawn = request.repeated(draws).nucleus(3).item_BW.numpy()
-    legal = np.flatnonzero(p)
-    assert 4 not in legal
-    assert stats.chisquare(np.bincount(drawn[:, 0], minlength=12)[legal], p[legal] / p.sum() * draws).pvalue > 1e-3
-    pairs = np.array([[p[a] * p[b] / (1 - p[a]) if a != b else 0.0 for b in legal] for a in legal]) / p.sum()
+    exact = request.exact()[0].double().numpy()
+    q = sampled_from(exact, model.semantic_ids.codes_N3, top_p, temperature)
+    assert q.sum() == pytest.approx(1.0)
+    assert q[4] == 0
+    if top_p == temperature == 1.0:
+        assert np.allclose(q, np.exp(exact), atol=1e-6)
+    beams = request.repeated(draws).nucleus(3, top_p, temperature)
+    drawn = beams.item_BW.numpy()
+    assert chi_square(np.bincount(drawn[:, 0], minlength=12), q) > 1e-3
+    pairs = np.array([[q[a] * q[b] / (1 - q[a]) if a != b else 0.0 for b in range(12)] for a in range(12)])
     seen = np.zeros((12, 12))
     np.add.at(seen, (drawn[:, 0], drawn[:, 1]), 1)
-    often = pairs * draws >= 5  # the rare ones together: the test wants five expected in each cell
-    observed = np.append(seen[np.ix_(legal, legal)][often], seen[np.ix_(legal, legal)][~often].sum())
-    expected = np.append(pairs[often], pairs[~often].sum()) * draws
-    assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
-
-
-def test_temperature_changes_what_is_drawn_and_not_what_is_reported() -> None:
-    model, draws = make_model(3, 12, 3, 3, 2.0), 8000
-    request = Request(model, constraints(model, [[]]))
-    exact, codes = request.exact()[0].double().numpy(), model.semantic_ids.codes_N3
-    tempered = np.zeros(12)
-    for i in range(12):  # p(level)^(1 / t), normalised at each level
-        for level in range(3):
-            under = [j for j in range(12) if (codes[j, :level] == codes[i, :level]).all()]
-            mass = {c: sum(np.exp(exact[j]) for j in under if codes[j, level] == c) ** (1 / 0.6) for c in {int(codes[j, level]) for j in under}}
-            tempered[i] += np.log(mass[int(codes[i, level])] / sum(mass.values()))
-    beams = request.repeated(draws).nucleus(2, temperature=0.6)
-    first = beams.item_BW[:, 0].numpy()
-    expected = np.exp(tempered) * draws
-    often = expected >= 5
-    observed = np.bincount(first, minlength=12)
-    merged = [np.append(x[often], x[~often].sum() + 1e-9) for x in (observed, expected)]
-    assert stats.chisquare(merged[0], merged[1] * merged[0].sum() / merged[1].sum()).pvalue > 1e-3
-    assert np.allclose(beams.log_prob_BW[:, 0].numpy(), exact[first], atol=1e-4)
+    assert chi_square(seen.flatten(), pairs.flatten()) > 1e-3
+    assert np.allclose(beams.log_prob_BW.numpy(), exact[drawn], atol=1e-4)
 
 
 def test_nucleus_of_nothing_begins_with_the_greedy_item_and_goes_on_like_the_beam(request_: Request, model: UGT) -> None:

@@ -2,7 +2,7 @@
 
 No dropout on the attention weights: it cost a fifth of a training step and keeps the fused kernel away; what leaves a block has dropout.
 
-Shapes: B batch, S queries, T keys, D width, H heads.
+Shapes: B batch, S queries, M of them that count, T keys, D width, H heads.
 """
 
 from __future__ import annotations
@@ -38,9 +38,18 @@ class Attention(nn.Module):
 
     def forward(self, x_SD: Tensor, memory: KeysValues, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """Attend from x [B, S, D] to memory [B, T, D]. `mask` is True where a query may look and broadcasts to [B, H, S, T]."""
-        q, k, v = (self._split(y) for y in (self.query(x_SD), memory.k, memory.v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.out(y.transpose(-3, -2).flatten(-2))
+        return self.out(self._attend(self.query(x_SD), memory, mask, causal))
+
+    def some(self, x_MD: Tensor, counts_BS: Tensor, memory: KeysValues, mask: Tensor) -> Tensor:
+        """The same for the M queries that count out of [B, S]: the others are neither projected nor returned."""
+        place_M = counts_BS.flatten().nonzero()[:, 0]
+        q_MD = self.query(x_MD)
+        q_BSD = q_MD.new_zeros(counts_BS.numel(), q_MD.shape[1]).index_copy(0, place_M, q_MD).view(*counts_BS.shape, -1)
+        return self.out(self._attend(q_BSD, memory, mask).flatten(0, 1)[place_M])
+
+    def _attend(self, q_SD: Tensor, memory: KeysValues, mask: Tensor | None, causal: bool = False) -> Tensor:
+        q, k, v = (self._split(y) for y in (q_SD, memory.k, memory.v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(-3, -2).flatten(-2)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)

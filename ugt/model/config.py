@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -61,7 +61,12 @@ class TrainingConfig(Config):
     """What the three stages share."""
 
     batch_size: int = Field(64, ge=1)  # windows of history per step, over all workers
-    workers: int = Field(1, ge=1)  # Ray Train workers (DDP when more than one)
+    accumulation: int = Field(1, ge=1)  # parts a step is cut into, to save memory: the gradient is that of the whole
+    workers: int = Field(1, ge=1)  # Ray Train workers
+    min_workers: int = Field(0, ge=0)  # elastic: go on with as few as these when a node is lost; 0: exactly `workers`
+    strategy: Literal["ddp", "deepspeed"] = "ddp"
+    zero_stage: int = Field(1, ge=0, le=3)  # of deepspeed: what is spread over workers: 1 moments, 2 and gradients, 3 and weights
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 products on a GPU that has them, fp32 on a CPU
     threads: int = Field(2, ge=1)  # torch threads of a worker
     seed: int = 0
     weight_decay: float = Field(0.01, ge=0)
@@ -78,9 +83,46 @@ class TrainingConfig(Config):
     validation_users: int = Field(600, ge=1)
     validation_beam: int = Field(20, ge=1)
     validate_every: int = Field(2, ge=1)  # epochs; the last one is always validated
+    patience: int = Field(0, ge=0)  # validations without a new best after which a stage ends; 0: never
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the learning rate after its warm-up
+    warm_start: str = ""  # stage 1 begins with the weights in this folder, a checkpoint or an exported version (`ugt train ugt --from`); empty: anew
     stage1: StageConfig = StageConfig()
     stage2: StageConfig = StageConfig(epochs=2, learning_rate=5e-4, contrastive_weight=0.1)
     stage3: StageConfig = StageConfig(epochs=1, learning_rate=2e-4, dpo_weight=0.05)
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> TrainingConfig:
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+        return self
+
+    def of_stage(self, number: int) -> TrainingConfig:
+        """What stage `number` reads, all else at its default: a change of anything else must not train it again."""
+        stage: StageConfig = getattr(self, f"stage{number}")
+        unread = {"stage1", "stage2", "stage3"} - {f"stage{number}"} | ({"warm_start"} if number > 1 else set())
+        for weight, fields in OF_TERM.items():
+            if getattr(stage, weight) == 0:
+                unread |= fields
+        return self.model_copy(update={name: _default(name) for name in unread})
+
+    def of_result(self) -> TrainingConfig:
+        """Without what only says where and how fast the work is done: a finished stage is not trained again because the machine is another. With a budget of
+        seconds the speed decides how far a stage comes, so there everything counts."""
+        if self.stage1.seconds or self.stage2.seconds or self.stage3.seconds:
+            return self
+        return self.model_copy(update={name: _default(name) for name in PLACEMENT})
+
+
+PLACEMENT = frozenset({"workers", "min_workers", "threads", "strategy", "zero_stage"})
+# what is read only where the stage gives a term of the loss a weight
+OF_TERM: dict[str, set[str]] = {
+    "contrastive_weight": {"contrastive_temperature", "contrastive_positions", "hard_negatives"},
+    "dpo_weight": {"dpo_beta", "dpo_beam"},
+}
+
+
+def _default(name: str) -> Any:
+    return TrainingConfig.model_fields[name].default
 
 
 class DecodingConfig(Config):
@@ -88,18 +130,19 @@ class DecodingConfig(Config):
 
     strategy: DecodingStrategy = "beam"
     beam_width: int = Field(50, ge=1)
-    diversity_penalty: float = Field(1.0, ge=0, le=100)  # diverse_beam: nats per item chosen before with the same L1, and again with the same (L1, L2)
-    temperature: float = Field(1.0, ge=0.05, le=100)  # nucleus
-    top_p: float = Field(0.9, ge=0, le=1)  # nucleus: share of each level's probability that is sampled from
+    # the last three: where the curves in docs/decoding.md begin to cost more accuracy than they give diversity or coverage
+    diversity_penalty: float = Field(0.3, ge=0, le=100)  # diverse_beam: nats per item chosen before with the same L1, and again with the same (L1, L2)
+    temperature: float = Field(0.5, ge=0.05, le=100)  # nucleus
+    top_p: float = Field(0.5, ge=0, le=1)  # nucleus: share of each level's probability that is sampled from
 
 
 class CurvesConfig(Config):
     """Where `ugt evaluate --curves` measures accuracy against diversity, on validation users."""
 
     users: int = Field(2000, ge=1)  # a random set
-    diversity_penalty: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # of diverse_beam
-    temperature: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5)  # of nucleus, with each top_p
-    top_p: tuple[float, ...] = (0.5, 0.9, 1.0)
+    diversity_penalty: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0)  # of diverse_beam
+    temperature: tuple[float, ...] = (0.5, 0.75, 1.0)  # of nucleus, with each top_p
+    top_p: tuple[float, ...] = (0.3, 0.5, 0.9)
     seed: int = 0
 
 

@@ -4,7 +4,7 @@ Choices: a step attends to the same encoder states whichever position of the his
 nothing is copied per position; keys and values of the history are projected once per layer and kept for all steps and beams.
 
 Shapes: B batch, Q paths decoded side by side (positions of a history in training, beams when serving), S steps given at once (3 in training, 1 when
-serving), P steps before, T encoder positions, D width.
+serving), M paths that count, P steps before, T encoder positions, D width.
 """
 
 from __future__ import annotations
@@ -50,6 +50,15 @@ class DecoderBlock(nn.Module):
         y, balance = self.experts(self.expert_norm(x_BQSD))
         return x_BQSD + self.dropout(y), own, balance
 
+    def paths(self, x_MSD: Tensor, counts_BR: Tensor, memory: KeysValues, mask_BRT: Tensor) -> tuple[Tensor, Tensor]:
+        """One layer over the three steps of the M paths that count; R = Q S queries of the history, as `counts_BR` and `mask_BRT` lay them out."""
+        y = self.self_norm(x_MSD)
+        x_MSD = x_MSD + self.dropout(self.self_attention(y, self.self_attention.keys_values(y), causal=True))
+        y = self.cross_norm(x_MSD).flatten(0, 1)
+        x_MSD = x_MSD + self.dropout(self.cross_attention.some(y, counts_BR, memory, mask_BRT[:, None])).view_as(x_MSD)
+        y, balance = self.experts(self.expert_norm(x_MSD))
+        return x_MSD + self.dropout(y), balance
+
 
 class Decoder(nn.Module):
     """A stack of blocks, and what the first step starts from."""
@@ -85,3 +94,15 @@ class Decoder(nn.Module):
             cache.append(own)
             balance = balance + loss / len(self.blocks)
         return self.norm(x_BQSD), cache, balance
+
+    def paths(self, x_MSD: Tensor, valid_BQ: Tensor, memory: list[KeysValues], mask_BQT: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` for training: the three steps of the M valid paths [M, 3, D] alone, so that padding costs nothing and no expert is chosen for it.
+
+        Returns their states and the mean balance loss of the layers.
+        """
+        counts_BR, mask_BRT = (x.repeat_interleave(x_MSD.shape[1], dim=1) for x in (valid_BQ, mask_BQT))
+        balance = x_MSD.new_zeros(())
+        for block, pair in zip(self.blocks, memory, strict=True):
+            x_MSD, loss = block.paths(x_MSD, counts_BR, pair, mask_BRT)
+            balance = balance + loss / len(self.blocks)
+        return self.norm(x_MSD), balance

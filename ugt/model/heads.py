@@ -4,7 +4,7 @@ Choices: a code is scored against the vector of the node it leads to (mean item 
 item table; L3 in particular, which counts items inside a group, means nothing by itself across groups. Nodes carry a bias that starts at
 the log frequency of training, because popularity is the first thing a short training would otherwise have to learn.
 
-Shapes: ... any leading dimensions, D width, K1/K2 codes, C slots of a group, G groups, M positions.
+Shapes: ... any leading dimensions, D width, K1/K2 codes, C slots of a group, G groups, M positions, R items of their groups.
 """
 
 from __future__ import annotations
@@ -82,6 +82,12 @@ class LevelHeads(nn.Module):
     def third(self, h_D: Tensor, item_CD: Tensor) -> Tensor:
         """Logits of L3 over the items of a group, item_CD [..., C, D] to [..., C]."""
         return (item_CD @ self.query[2](h_D)[..., None]).squeeze(-1)
+
+    def third_of_legal(self, h_MD: Tensor, item_MC: Tensor, legal_MC: Tensor, item_ID: Tensor) -> Tensor:
+        """The same logits [M, C], 0 where no item is: most groups are far smaller than the largest, and only rows of items are copied."""
+        path_R = legal_MC.nonzero()[:, 0]
+        logit_R = (rows(self.query[2](h_MD), path_R) * rows(item_ID, item_MC[legal_MC])).sum(-1)
+        return logit_R.new_zeros(legal_MC.shape).masked_scatter(legal_MC, logit_R)
 
 
 class DenseHead(nn.Module):

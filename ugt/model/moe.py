@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,9 +47,15 @@ class MixtureOfExperts(nn.Module):
         y_MD = self._dispatch(x_MD, gate_Mk, expert_Mk) if self.training else self._all_experts(x_MD, gate_Mk, expert_Mk)
         if self.shared is not None:
             y_MD = y_MD + self.shared(x_MD)
-        load_E = F.one_hot(expert_Mk, self.experts).to(x.dtype).mean((0, 1))
-        balance = self.experts * (load_E * probability_ME.mean(0)).sum()
+        balance = self.experts * (self._load(expert_Mk) * probability_ME.sum(0)).sum() / max(1, len(x_MD))
         return y_MD.reshape(x.shape), balance
+
+    def _load(self, expert_Mk: Tensor) -> Tensor:
+        """Share of the choices that fell on each expert, [E]; in training over all workers, so that their mean balance loss is that of the whole batch."""
+        count_E = F.one_hot(expert_Mk, self.experts).sum((0, 1)).float()
+        if self.training and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(count_E)
+        return count_E / count_E.sum().clamp(min=1)
 
     def _dispatch(self, x_MD: Tensor, gate_Mk: Tensor, expert_Mk: Tensor) -> Tensor:
         """Tokens sorted by expert, at most `capacity` for each, every expert on its own range of them: O(M k D F)."""

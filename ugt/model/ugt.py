@@ -24,6 +24,7 @@ from ugt.model.embeddings import CatalogueTables, ContextEmbedding, HistoryEmbed
 from ugt.model.encoder import Encoder
 from ugt.model.heads import DenseHead, LevelHeads
 from ugt.model.inputs import UserVocabulary
+from ugt.model.repeats import RepeatBias, read_before, read_items
 from ugt.schema import UGTError
 from ugt.semantic_ids import SemanticIds
 
@@ -46,6 +47,7 @@ class UGT(nn.Module):
         self.decoder = Decoder(config)
         self.level_heads = LevelHeads(config.width, self.items.k1, self.items.k2)
         self.dense_head = DenseHead(config.width, config.temperature)
+        self.repeats = RepeatBias()
 
     def tables(self) -> CatalogueTables:
         return self.items()
@@ -80,38 +82,46 @@ class UGT(nn.Module):
         """[..., D]; its inner product with a row of `tables.item_ID` is the dense head's logit."""
         return self.dense_head(state_D, self.context(context))
 
-    def path_log_probs(self, state_BTD: Tensor, position_BQ: Tensor, context_BQ: Tensor, item_BQ: Tensor, tables: CatalogueTables) -> tuple[Tensor, Tensor]:
+    def path_log_probs(
+        self, state_BTD: Tensor, position_BQ: Tensor, context_BQ: Tensor, item_BQ: Tensor, tables: CatalogueTables, item_BL: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the three codes of given items, each normalised over the codes that lead to an item.
 
-        `item_BQ` is an item of the table (index + 1), 0 where a path has no target. Returns ([M, 3] for the M paths with one, in order; balance loss).
+        `item_BQ` is an item of the table (index + 1), 0 where a path has no target; `item_BL` the items of the histories.
+
+        Returns ([M, 3] for the M paths with a target, in order; balance loss).
         """
         valid_BQ = item_BQ > 0
         item_M = item_BQ[valid_BQ] - 1
         group_BQ = self.items.group_N[(item_BQ - 1).clamp(min=0)]
-        l1_BQ = group_BQ // self.items.k2
-        start = self.decoder.start_token(take(state_BTD, position_BQ), self.context(context_BQ))
-        steps = [start, self.decoder.prefix_token(1, rows(tables.first_KD, l1_BQ)), self.decoder.prefix_token(2, rows(tables.group_GD, group_BQ))]
+        group_M = group_BQ[valid_BQ]
+        l1_M = group_M // self.items.k2
+        start_MD = self.decoder.start_token(take(state_BTD, position_BQ)[valid_BQ], self.context(context_BQ[valid_BQ]))
+        prefix_MD = (self.decoder.prefix_token(1, rows(tables.first_KD, l1_M)), self.decoder.prefix_token(2, rows(tables.group_GD, group_M)))
         mask_BQT = torch.arange(state_BTD.shape[1], device=state_BTD.device) <= position_BQ[..., None]
-        h_BQSD, _, balance = self.decoder(torch.stack(steps, dim=2), None, self.decoder.memory(state_BTD), mask_BQT)
+        h_MSD, balance = self.decoder.paths(torch.stack([start_MD, *prefix_MD], dim=1), valid_BQ, self.decoder.memory(state_BTD), mask_BQT)
 
-        h_MSD, l1_M, group_M = h_BQSD[valid_BQ], l1_BQ[valid_BQ], group_BQ[valid_BQ]
         codes_M3 = self.items.codes_N3[item_M]
+        read, before_BQL = read_items(item_BL, tables), read_before(position_BQ, item_BL.shape[1])
+        place_C = torch.arange(self.items.largest_group, device=item_BL.device)
+        repeated_MK = self.repeats.second(read, before_BQL, group_BQ // self.items.k2, self.items.k2)[valid_BQ]
+        repeated_MC = self.repeats.third(read, before_BQL, group_BQ, place_C)[valid_BQ]
         live_KK = tables.group_count_G.view(self.items.k1, self.items.k2) > 0
         logits = (
             (self.level_heads.first(h_MSD[:, 0], tables.first_KD), live_KK.any(1).expand(len(item_M), -1)),
-            (self.level_heads.second_sorted(h_MSD[:, 1], l1_M, tables.group_GD), live_KK[l1_M]),
-            self._third(h_MSD[:, 2], group_M, tables),
+            (self.level_heads.second_sorted(h_MSD[:, 1], l1_M, tables.group_GD) + repeated_MK, live_KK[l1_M]),
+            self._third(h_MSD[:, 2], group_M, tables, repeated_MC),
         )
         levels = [masked_log_softmax(x, legal).gather(1, codes_M3[:, i : i + 1]) for i, (x, legal) in enumerate(logits)]
         return torch.cat(levels, dim=1), balance
 
-    def _third(self, h_MD: Tensor, group_M: Tensor, tables: CatalogueTables) -> tuple[Tensor, Tensor]:
+    def _third(self, h_MD: Tensor, group_M: Tensor, tables: CatalogueTables, repeated_MC: Tensor) -> tuple[Tensor, Tensor]:
         """Logits over the slots of each path's group and which of them hold an item, [M, C] each."""
         place_C = torch.arange(self.items.largest_group, device=h_MD.device)
         legal_MC = place_C < tables.group_count_G[group_M][:, None]
         slot_MC = (tables.group_start_G[group_M][:, None] + place_C).clamp(max=len(tables.slot_item_S) - 1)
         item_MC = torch.where(legal_MC, tables.slot_item_S[slot_MC] + 1, 0)
-        return self.level_heads.third(h_MD, F.embedding(item_MC, tables.item_ID)), legal_MC
+        return self.level_heads.third_of_legal(h_MD, item_MC, legal_MC, tables.item_ID) + repeated_MC, legal_MC
 
 
 def take(state_BTD: Tensor, position_BQ: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""One training on any number of workers: DDP and DeepSpeed ZeRO 0-3 give the curve of one worker, and a checkpoint goes on under any other spread.
+
+Workers are processes with a gloo group, as Ray Train starts them; the same on Ray is in `tests/train/test_ugt.py`. Where curves are compared, dropout and
+jitter are off (each worker draws its own) and the experts' capacity is never reached (it is a share of a worker's tokens).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ugt import histories as history_files
+from ugt.artifacts import HISTORIES, USERS, write_table
+from ugt.histories import HistoryConfig
+from ugt.model.config import ModelConfig, StageConfig, TrainingConfig
+from ugt.scoring import load_checkpoint, rank_users, user_codes
+from ugt.semantic_ids import SemanticIds
+
+ROOT = Path(__file__).resolve().parents[2]
+N, USERS_COUNT, STEPS = 64, 96, 8
+MODEL = ModelConfig(width=16, max_length=10, encoder_dropout=0.0, decoder_dropout=0.0, router_jitter=0.0, capacity_factor=2.0)  # 4 experts, 2 a token
+TRAINING = TrainingConfig(
+    batch_size=12, threads=1, validate_every=100, dense_negatives=16, validation_users=16, stage1=StageConfig(epochs=25, learning_rate=3e-3)
+)
+WORKER = """
+import json, sys
+import torch.distributed as dist
+from train.ugt import train_stage
+
+task, rank, workers, store, last = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
+
+def report(row):
+    if row["epoch"] == last:
+        sys.exit(0)
+
+train_stage(task, rank, workers, report)
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    lists = [((rng.integers(N) + np.arange(rng.integers(4, 14)) * rng.integers(1, 4)) % N).tolist() for _ in range(USERS_COUNT)]
+    users = [f"u{i:02d}" for i in range(USERS_COUNT)]
+    columns = [users, lists, [[10] * len(x) for x in lists], [[4.0] * len(x) for x in lists], [list(range(10**9, 10**9 + len(x))) for x in lists]]
+    write_table(pa.Table.from_arrays([pa.array(c, t) for c, t in zip(columns, HISTORIES.types, strict=True)], schema=HISTORIES), root / "histories/histories")
+    nobody = [None] * USERS_COUNT
+    write_table(pa.table({"user_id": users, "gender": nobody, "age": nobody, "occupation": nobody}, schema=USERS), root / "users")
+    SemanticIds.from_codes(np.array([(i // 16, i // 4 % 4, i % 4) for i in range(N)]), [f"tt{i:04d}" for i in range(N)], 4, 4, 8).save(root / "semantic_ids")
+    np.save(root / "semantic_ids/item_vectors.npy", rng.normal(size=(N, 6)).astype(np.float32))
+    return root
+
+
+def train(world: Path, work: str, workers: int, last: int = -2, model: ModelConfig = MODEL, **changes: Any) -> Path:
+    """Train stage 1 on `workers` processes; they end as if killed after epoch `last`."""
+    (world / work).mkdir(exist_ok=True)
+    folders = {"histories_dir": "histories", "users_dir": "users", "semantic_ids_dir": "semantic_ids", "work_dir": work}
+    training = TrainingConfig(**(TRAINING.model_dump() | changes))
+    task = {name: str(world / path) for name, path in folders.items()} | {
+        "stage": 1,
+        "init_dir": None,
+        "model": model.model_dump(),
+        "training": training.model_dump(),
+        "history": HistoryConfig().model_dump(),
+    }
+    store = world / work / f"store-{workers}-{last}"
+    running = []
+    for rank in range(workers):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers)}
+        environment = os.environ | place | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", WORKER, json.dumps(task), str(rank), str(workers), str(store), str(last)]
+        running.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    outputs = [process.communicate(timeout=400)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * workers, "\n".join(outputs)[-4000:]
+    return world / work
+
+
+def losses(work: Path) -> list[float]:
+    rows = [json.loads(line) for line in (work / "result/curve.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows[1:]]
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path) -> Path:
+    work = train(world, "alone", 1)
+    assert len(losses(work)) * STEPS == 200
+    assert losses(work)[-1] < 0.7 * losses(work)[0]
+    return work
+
+
+def top10(world: Path, checkpoint: Path) -> np.ndarray:
+    model = load_checkpoint(checkpoint, world / "semantic_ids")
+    split = HistoryConfig().apply(history_files.load(world / "histories"))
+    users = np.flatnonzero(split.evaluated)
+    codes = user_codes(world / "users", [split.histories.user_ids[u] for u in users], model.vocabulary)
+    return rank_users(model, split, users, "test", False, codes, top_k=10)["fused"]
