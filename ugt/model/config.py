@@ -33,6 +33,7 @@ class ModelConfig(Config):
     encoder_dropout: float = Field(0.2, ge=0, lt=1)  # .25-.3 encoder, .1-.15 decoder won the early experiment
     decoder_dropout: float = Field(0.1, ge=0, lt=1)
     temperature: float = Field(1.0, gt=0)  # of the dense head
+    cold_share: float = Field(0.0, ge=0, lt=1)  # share of the items that a training step sees as new ones: `ugt.insertion`; needs semantic_ids.estimate
 
     @model_validator(mode="after")
     def _attributes_exist(self) -> ModelConfig:
@@ -99,6 +100,7 @@ class TrainingConfig(Config):
     validate_every: int = Field(2, ge=1)  # epochs; the last one is always validated
     patience: int = Field(0, ge=0)  # validations without a new best after which a stage ends; 0: never
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the learning rate after its warm-up
+    warm_start: str = ""  # stage 1 begins with the weights in this folder, a checkpoint or an exported version (`ugt train ugt --from`); empty: anew
     stage1: StageConfig = StageConfig()
     stage2: StageConfig = StageConfig(epochs=2, learning_rate=5e-4, contrastive_weight=0.1)
     stage3: StageConfig = StageConfig(epochs=1, learning_rate=2e-4, dpo_weight=0.05)
@@ -112,7 +114,7 @@ class TrainingConfig(Config):
     def of_stage(self, number: int) -> TrainingConfig:
         """What stage `number` reads, all else at its default: a change of anything else must not train it again."""
         stage: StageConfig = getattr(self, f"stage{number}")
-        unread = {"stage1", "stage2", "stage3"} - {f"stage{number}"}
+        unread = {"stage1", "stage2", "stage3"} - {f"stage{number}"} | ({"warm_start"} if number > 1 else set())
         for weight, fields in OF_TERM.items():
             if getattr(stage, weight) == 0:
                 unread |= fields

@@ -46,10 +46,12 @@ class CatalogueTables(NamedTuple):
 class ItemTable(nn.Module):
     """The embedding of every item, and the means that stand for prefixes."""
 
-    def __init__(self, config: ModelConfig, semantic_ids: SemanticIds, vector_NV: np.ndarray):
+    def __init__(self, config: ModelConfig, semantic_ids: SemanticIds, vector_NV: np.ndarray, estimated_NV: np.ndarray | None = None):
+        """`estimated_NV`: the vectors these items would have if they were new (`ugt.insertion`), read in training only and where `cold_share` is above 0."""
         super().__init__()
         trie, d = semantic_ids.trie, config.width
         self.k1, self.k2, self.k3 = trie.k1, trie.k2, trie.k3
+        self.cold_share = config.cold_share if estimated_NV is not None else 0.0
         std = 0.5 / math.sqrt(d)  # a row, the sum of five parts, has a norm near 1
         # code 0 is a real code here; items without one (row 0) are left out before the look-up (fault 18)
         self.codes = nn.ModuleList(nn.Embedding(k, d) for k in (trie.k1, trie.k2, trie.k3))
@@ -68,13 +70,20 @@ class ItemTable(nn.Module):
             "slot_item_S": torch.from_numpy(trie.slot_item_S),
             "item_slot_N": torch.from_numpy(trie.item_slot_N),
         }
+        if estimated_NV is not None:
+            fixed["estimated_NV"] = torch.from_numpy(np.ascontiguousarray(estimated_NV, np.float32))
         for name, value in fixed.items():
             self.register_buffer(name, value.clone(), persistent=False)  # they belong to the semantic IDs, not to the checkpoint
         self.largest_group = int(trie.group_count_G.max())
 
     def forward(self) -> CatalogueTables:
         """O(N (V + 4) D): cheap beside one step's attention up to some 100,000 items."""
-        item_ND = self.free.weight + self.project(self.vector_NV)
+        free_ND, vector_NV = self.free.weight, self.vector_NV
+        if self.training and self.cold_share > 0:
+            # a user's interest must reach items that nobody has seen yet (DropoutNet: Volkovs et al., 2017)
+            cold_N1 = torch.rand(len(free_ND), 1, device=free_ND.device) < self.cold_share
+            free_ND, vector_NV = free_ND.masked_fill(cold_N1, 0.0), torch.where(cold_N1, self.estimated_NV, vector_NV)
+        item_ND = free_ND + self.project(vector_NV)
         for level, table in enumerate(self.codes):
             item_ND = item_ND + table(self.codes_N3[:, level])
         group_sum_GD = torch.zeros(self.k1 * self.k2, item_ND.shape[1], dtype=item_ND.dtype, device=item_ND.device).index_add(0, self.group_N, item_ND)

@@ -32,15 +32,20 @@ IMPOSSIBLE = -1e9  # a log-probability no possible code can have; finite, so tha
 
 
 class UGT(nn.Module):
-    def __init__(self, config: ModelConfig, semantic_ids: SemanticIds, vector_NV: np.ndarray, vocabulary: UserVocabulary):
-        """`vector_NV` are the vectors the semantic IDs were made of. Raises UGTError if their number is not that of the items."""
+    def __init__(
+        self, config: ModelConfig, semantic_ids: SemanticIds, vector_NV: np.ndarray, vocabulary: UserVocabulary, estimated_NV: np.ndarray | None = None
+    ):
+        """`vector_NV` are the vectors the semantic IDs were made of, `estimated_NV` those of the same items as if they were new (`ItemTable`).
+
+        Raises UGTError if their number is not that of the items.
+        """
         super().__init__()
         if len(vector_NV) != len(semantic_ids):
             raise UGTError(
                 f"item vectors: {len(vector_NV):,} rows for {len(semantic_ids):,} items. Both must come from the same semantic IDs step: run it again."
             )
         self.config, self.semantic_ids, self.vocabulary = config, semantic_ids, vocabulary
-        self.items = ItemTable(config, semantic_ids, vector_NV)
+        self.items = ItemTable(config, semantic_ids, vector_NV, estimated_NV)
         self.history = HistoryEmbedding(config, vocabulary.sizes)
         self.context = ContextEmbedding(config.width)
         self.encoder = Encoder(config)
