@@ -58,7 +58,7 @@ class StageConfig(Config):
     """One stage of training: how long, how fast, and the weight of each term of its loss (0 leaves a term out)."""
 
     epochs: int = Field(8, ge=0)
-    seconds: float = Field(0.0, ge=0)  # a budget of wall time that takes the place of `epochs`; 0: none
+    seconds: float = Field(0.0, ge=0)  # most wall time: the stage then ends, and its schedule with it, by the clock or after `epochs`; 0: no limit
     learning_rate: float = Field(7e-3, gt=0)
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
     ntp_weight: float = Field(1.0, ge=0)
@@ -69,7 +69,7 @@ class StageConfig(Config):
 
     @property
     def trains(self) -> bool:
-        return self.epochs > 0 or self.seconds > 0
+        return self.epochs > 0
 
 
 class TrainingConfig(Config):
