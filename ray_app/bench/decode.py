@@ -164,7 +164,7 @@ def _arrays(model: UGT, requests: list[GenerationRequest]) -> tuple[dict[str, to
     """Model inputs and constraints of requests without a filter."""
     histories, users = [History(r.items, r.actions, r.values, r.timestamps) for r in requests], [model.vocabulary.codes(r.user) for r in requests]
     inputs = tensors(build_inputs(histories, [r.now for r in requests], users, model.config.max_length))
-    return inputs, constraints(model, [np.unique(r.exclude) for r in requests])
+    return inputs, constraints(model, [np.unique(r.exclude) for r in requests], read_BL=inputs["item_BL"])
 
 
 def _small(bench: DecodeBench, model: UGT) -> UGT:
