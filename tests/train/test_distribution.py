@@ -84,7 +84,11 @@ def train(world: Path, work: str, workers: int, last: int = -2, model: ModelConf
         environment = os.environ | place | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", WORKER, json.dumps(task), str(rank), str(workers), str(store), str(last)]
         running.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    outputs = [process.communicate(timeout=400)[0] for process in running]
+    try:
+        outputs = [process.communicate(timeout=500)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
     assert [process.returncode for process in running] == [0] * workers, "\n".join(outputs)[-4000:]
     return world / work
 
