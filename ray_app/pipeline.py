@@ -130,7 +130,7 @@ STEPS: tuple[Step, ...] = (
         needs=("etl",),
         reads=lambda s: [s.histories],
         arguments=lambda c: {"etl_dir": c.paths["etl"], "config": c.settings.histories, "out_dir": c.out},
-        shown=("users", "evaluated", "mean_length"),
+        shown=("users", "evaluated_users"),
     ),
     Step(
         name="features",
