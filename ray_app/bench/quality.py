@@ -2,7 +2,7 @@
 
 Choices: the main job's own steps, in a home of their own that starts empty, so nothing of an earlier run is counted as free. The budget runs from parsed
 events to the last checkpoint: features, vectors, semantic IDs and all stages; text encoding is timed apart. What is left of it when the semantic IDs
-are made goes to stage 1, less what the recipe keeps for stages 2 and 3. A recipe is a preset in configs/, picked by budget and length of histories
+are made is the most that stage 1 may take, less what the recipe keeps for stages 2 and 3. A recipe is a preset in configs/, picked by budget and length of histories
 and chosen on validation; test is looked at once, at the end.
 """
 

@@ -19,6 +19,7 @@ import pytest
 
 from ugt import histories as history_files
 from ugt.artifacts import HISTORIES, USERS, write_table
+from ugt.histories import HistoryConfig
 from ugt.model.config import ModelConfig, StageConfig, TrainingConfig
 from ugt.scoring import load_checkpoint, rank_users, user_codes
 from ugt.semantic_ids import SemanticIds
@@ -70,7 +71,7 @@ def train(world: Path, work: str, workers: int, last: int = -2, model: ModelConf
         "init_dir": None,
         "model": model.model_dump(),
         "training": training.model_dump(),
-        "min_events": 3,
+        "history": HistoryConfig().model_dump(),
     }
     store = world / work / f"store-{workers}-{last}"
     running = []
@@ -99,7 +100,7 @@ def alone(world: Path) -> Path:
 
 def top10(world: Path, checkpoint: Path) -> np.ndarray:
     model = load_checkpoint(checkpoint, world / "semantic_ids")
-    split = history_files.load(world / "histories").split(3)
+    split = HistoryConfig().apply(history_files.load(world / "histories"))
     users = np.flatnonzero(split.evaluated)
     codes = user_codes(world / "users", [split.histories.user_ids[u] for u in users], model.vocabulary)
     return rank_users(model, split, users, "test", False, codes, top_k=10)["fused"]
