@@ -81,7 +81,12 @@ class Steps:
         written = inference.follow(self.written, self._row(parent_BW))
         h_MD, _ = inference.decoder_step(self.model.decoder, token_MD, None, written, self.memory, self.width)
         item_BWC, legal_BWC = self._items(parent_BW, group_BW)
-        logits_BWC = self.model.level_heads.third(h_MD.view(-1, self.width, self.model.config.width), F.embedding(item_BWC, self.tables.item_ID))
+        heads, item_ID = self.model.level_heads, self.tables.item_ID
+        if h_MD.is_cuda:  # how many are legal is no size inside a CUDA graph
+            logits_BWC = heads.third(h_MD.view(-1, self.width, self.model.config.width), F.embedding(item_BWC, item_ID))
+        else:
+            item_MC, legal_MC = item_BWC.view(-1, self.group_size), legal_BWC.view(-1, self.group_size)
+            logits_BWC = heads.third_of_legal(h_MD, item_MC, legal_MC, item_ID).view(-1, self.width, self.group_size)
         logits_BWC = logits_BWC + self.model.repeats.third(self.read, None, group_BW, self.third_C)
         return masked_log_softmax(logits_BWC, legal_BWC), item_BWC
 
