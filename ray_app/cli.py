@@ -92,13 +92,41 @@ _step_command(train_app, "semantic-ids", "semantic_ids", "Three codes for every 
 
 @train_app.command("ugt")
 def train_ugt(
-    config: ConfigPath = None, source: Source = None, data_dir: DataDir = None, imdb_dir: ImdbDir = None, seed: Seed = None, json_path: JsonPath = None
+    config: ConfigPath = None,
+    source: Source = None,
+    data_dir: DataDir = None,
+    imdb_dir: ImdbDir = None,
+    seed: Seed = None,
+    start: Annotated[str | None, typer.Option("--from", help="Begin with the weights of a version (or production), or of a checkpoint's folder.")] = None,
+    json_path: JsonPath = None,
 ) -> None:
     """The model: next-token, then contrastive, then DPO."""
     from ray_app.pipeline import last_stage
 
     settings = settings_of(config, source, data_dir, imdb_dir, seed)
-    run_until(last_stage(settings), settings, json_path)
+    if start is not None:
+        settings = settings_of(config, source, data_dir, imdb_dir, seed, **{"training.warm_start": str(_weights(settings, start))})
+    made = run_until(last_stage(settings), settings, json_path)
+    if start is not None:
+        figures = made["ugt_stage1"].manifest.figures
+        carried, before, after = figures["warm_start"], figures["validation_ndcg@10_at_start"], figures["validation_ndcg@10"]
+        console.print(
+            f" carried over  {carried['items_carried']:,} items, {carried['weights_carried']} weights; new: {carried['items_new']:,} items, gone: "
+            f"{carried['items_gone']:,}; codes {'carried over' if carried['codes_carried'] else 'not carried over: the codebooks are others'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(f" validation    NDCG@10 {before:.4f} before stage 1, {after:.4f} after", highlight=False, soft_wrap=True)
+
+
+def _weights(settings: Settings, start: str) -> Path:
+    """The folder of weights that `--from` names. Raises UGTError if it holds none."""
+    from train import warm_start
+    from ugt.registry import Registry
+
+    folder = Path(start).absolute() if Path(start).is_dir() else Registry(settings.registry_location).resolve(settings.serve.model_name, start)
+    warm_start.place(folder)
+    return folder
 
 
 _step_command(export_app, "onnx", "export", "The constrained decode as ONNX graphs, checked against PyTorch.")

@@ -41,6 +41,27 @@ def bench_serve(
         raise UGTError(f"{report['illegal']} illegal items were recommended: see `faults` above.")
 
 
+@bench_app.command("train")
+def bench_train(
+    config: ConfigPath = None,
+    items: Annotated[int, typer.Option(help="Items of the generated catalogue.")] = 12_101,
+    mean_length: Annotated[float, typer.Option(help="Mean length of the generated histories.")] = 7.0,
+    vector_width: Annotated[int, typer.Option(help="Columns of an item's content vector.")] = 300,
+    steps: Annotated[int, typer.Option(help="Training steps of a turn.")] = 10,
+    rounds: Annotated[int, typer.Option(help="Turns of each kind.")] = 5,
+    json_path: JsonPath = None,
+) -> None:
+    """Positions trained per second, share of the arithmetic limit, two workers against one; one thread each."""
+    from ray_app.bench import train as bench
+
+    settings = settings_of(config)
+    writable(json_path, "--json")
+    one_thread = settings.training.model_copy(update={"threads": 1})
+    report = bench.run(settings.model, one_thread, items=items, mean_length=mean_length, vector_width=vector_width, steps=steps, rounds=rounds)
+    console.print_json(json.dumps({k: v for k, v in report.items() if k not in ("model", "training", "host")}))
+    write_json(json_path, report)
+
+
 @bench_app.command("quality")
 def bench_quality(
     config: ConfigPath = None,

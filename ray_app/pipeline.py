@@ -85,7 +85,7 @@ def _stage(number: int) -> Step:
             "model_config": c.settings.model,
             "training": c.settings.training.of_stage(number),
             "history": c.settings.histories,
-            "init_dir": checkpoint(c.paths, number),
+            "init_dir": checkpoint(c.paths, number) if number > 1 else Path(c.settings.training.warm_start) if c.settings.training.warm_start else None,
             "out_dir": c.out,
             "work_dir": c.work,
         },
@@ -130,7 +130,7 @@ STEPS: tuple[Step, ...] = (
         needs=("etl",),
         reads=lambda s: [s.histories],
         arguments=lambda c: {"etl_dir": c.paths["etl"], "config": c.settings.histories, "out_dir": c.out},
-        shown=("users", "evaluated", "mean_length"),
+        shown=("users", "evaluated_users"),
     ),
     Step(
         name="features",

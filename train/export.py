@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from train import warm_start
 from train.agreement import beam_against_exact, compare
 from train.graph import table_arrays, write_graphs
 from ugt import insertion, runtime
@@ -25,7 +27,7 @@ from ugt.insertion import Embedder
 from ugt.model.config import DecodingConfig, ExportConfig, Precision
 from ugt.model.ugt import UGT
 from ugt.schema import UGTError
-from ugt.scoring import catalogue_hash, load_checkpoint, read_card
+from ugt.scoring import CARD, WEIGHTS, catalogue_hash, load_checkpoint, read_card
 
 
 def run(
@@ -52,6 +54,10 @@ def run(
     model, about = load_checkpoint(checkpoint_dir, semantic_ids_dir), read_card(checkpoint_dir)
     write_model(model, out_dir, config.precision)
     _write_items(model, Path(etl_dir), out_dir / runtime.ITEM_TABLE)
+    (out_dir / warm_start.FOLDER).mkdir(exist_ok=True)  # the weights, for a later `ugt train ugt --from`; their item vectors are above
+    for name in (WEIGHTS, CARD, warm_start.TABLE, warm_start.CODEBOOKS):
+        if (Path(checkpoint_dir) / name).is_file():
+            shutil.copyfile(Path(checkpoint_dir) / name, out_dir / warm_start.FOLDER / name)
     card = {
         "config": about["config"],
         "vocabulary": about["vocabulary"],
@@ -71,7 +77,7 @@ def run(
     figures = compare(model, out_dir, Path(histories_dir), users_dir, decoding, check_users, history, config.precision)
     figures |= beam_against_exact(model, Path(histories_dir), users_dir, decoding.beam_width, check_users // 2, history)
     write_text(out_dir / runtime.CARD, json.dumps(card | {"check": figures}, indent=1))
-    size = sum(path.stat().st_size for path in out_dir.iterdir())
+    size = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
     return figures | {"megabytes": round(size / 1e6, 2), "seconds": round(time.monotonic() - started, 1)}
 
 

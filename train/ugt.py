@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from train import engines, trainer
+from train import engines, trainer, warm_start
 from train.loop import Plan, Progress, Step, fit
 from train.stages import StageObjective
 from train.windows import TrainingWindows, Window
@@ -72,8 +73,11 @@ def run(
         raise UGTError((work_dir / FAILURE).read_text())
     figures: dict[str, Any] = json.loads((work_dir / RESULT / "figures.json").read_text())
     out_dir.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "model.json", "curve.jsonl"):
-        (out_dir / name).write_bytes((work_dir / RESULT / name).read_bytes())
+    for name in ("model.safetensors", "model.json", "curve.jsonl", warm_start.VECTORS):
+        shutil.copyfile(work_dir / RESULT / name, out_dir / name)
+    for name in (warm_start.TABLE, warm_start.CODEBOOKS):  # what a later warm start has to know of the catalogue
+        if (Path(semantic_ids_dir) / name).is_file():
+            shutil.copyfile(Path(semantic_ids_dir) / name, out_dir / name)
     return figures
 
 
@@ -109,11 +113,11 @@ def train_stage(
     torch.set_num_threads(training.threads)
     torch.manual_seed(training.seed)
     split = HistoryConfig(**task["history"]).apply(history_files.load(Path(task["histories_dir"])))
-    model = _start(task, ModelConfig(**task["model"]))
+    model, carried = _start(task, ModelConfig(**task["model"]))
     user_UA = user_codes(Path(task["users_dir"]), split.histories.user_ids, model.vocabulary)
     windows = TrainingWindows(split, user_UA, model.config.max_length, training.window_overlap, training.batch_size, training.seed + number)
     counts_N = torch.from_numpy(windows.item_counts(len(model.semantic_ids)))
-    if task["init_dir"] is None:
+    if task["init_dir"] is None or (carried and not carried["codes_carried"]):
         group_G = torch.zeros(model.items.k1 * model.items.k2, dtype=torch.int64).index_add(0, model.items.group_N, counts_N)
         model.level_heads.start_from_counts(group_G)
     model.to(device)
@@ -142,23 +146,25 @@ def train_stage(
     if rank == 0:
         model.cpu()
         model.settle_unread(windows.codes_read())
-        _write(model, progress, number, split, users, user_UA[users], training, work_dir / RESULT, time.monotonic() - begun)
+        _write(model, progress, number, split, users, user_UA[users], training, work_dir / RESULT, time.monotonic() - begun, carried)
 
 
-def _start(task: dict[str, Any], config: ModelConfig) -> UGT:
-    """The model a stage starts from."""
+def _start(task: dict[str, Any], config: ModelConfig) -> tuple[UGT, dict[str, Any]]:
+    """The model a stage starts from, and what a warm start carried over."""
     semantic_ids_dir = Path(task["semantic_ids_dir"])
     if task["init_dir"] is None:
         people = read_table(Path(task["users_dir"]), USERS)
-        vocabulary = UserVocabulary.fit(people["gender"].to_pylist(), people["occupation"].to_pylist())
-        return new_model(config, semantic_ids_dir, vocabulary)
+        vocabulary = UserVocabulary.fit({name: people[name].to_pylist() for name in people.column_names}, config.user_attributes)
+        return new_model(config, semantic_ids_dir, vocabulary), {}
+    if task["stage"] == 1:
+        return warm_start.start(Path(task["init_dir"]), config, semantic_ids_dir)
     model = load_checkpoint(Path(task["init_dir"]), semantic_ids_dir)
     if model.config != config:
         changed = sorted(name for name in ModelConfig.model_fields if getattr(model.config, name) != getattr(config, name))
         raise UGTError(
             f"the checkpoint in {task['init_dir']} was trained with other settings of model: {', '.join(changed)}. Train from stage 1, or set them back."
         )
-    return model
+    return model, {}
 
 
 def _steps(windows: TrainingWindows, rank: int, workers: int, accumulation: int, epoch: int) -> Sequence[Callable[[], Step]]:
@@ -206,6 +212,7 @@ def _write(
     training: TrainingConfig,
     folder: Path,
     seconds: float,
+    carried: dict[str, Any],
 ) -> None:
     """Checkpoint, curve and figures of a finished stage; the fusion weight is chosen here, on validation, with the beam width that is served."""
     fusion = {"method": "log_probability", "weight": 0.5}
@@ -224,8 +231,10 @@ def _write(
         "validation_ndcg@10": max(validated, default=None),
         "validation_ndcg@10_at_start": validated[0] if validated else None,
         "fusion": fusion,
-    }
+    } | ({"warm_start": carried} if carried else {})
     save_checkpoint(model, folder, stage=stage, fusion=fusion, figures=figures, training=training.model_dump(mode="json"))
+    with torch.inference_mode():
+        np.save(folder / warm_start.VECTORS, model.tables().item_ID[1:].numpy())
     write_text(folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in progress.curve))
     write_text(folder / "figures.json", json.dumps(figures | {"seconds": round(seconds, 1)}))  # the checkpoint says nothing of time: equal runs are equal files
 

@@ -44,6 +44,7 @@ def padded(inputs: Mapping[str, Tensor], limits: Constraints, batch: int, events
         exclude_BX=F.pad(limits.exclude_BX, (0, exclusions - limits.exclude_BX.shape[1], 0, rows), value=-1),
         filter_B=F.pad(limits.filter_B, (0, rows)),
         prior_BK=F.pad(limits.prior_BK, (0, 0, 0, rows)),
+        read_BL=F.pad(limits.read_BL, (0, events - limits.read_BL.shape[1], 0, rows)),
     )
 
 
@@ -73,7 +74,7 @@ class CapturedDecode:
 
     def _part(self, inputs: Mapping[str, Tensor], limits: Constraints, rows: slice) -> Beams:
         mine = {name: value[rows] for name, value in inputs.items()}
-        limits = limits._replace(exclude_BX=limits.exclude_BX[rows], filter_B=limits.filter_B[rows], prior_BK=limits.prior_BK[rows])
+        limits = limits._replace(**{name: getattr(limits, name)[rows] for name in ("exclude_BX", "filter_B", "prior_BK", "read_BL")})
         size = len(mine["length_B"])
         batch = bucket(size, self.batches, "requests")
         exclusions = bucket(limits.exclude_BX.shape[1], self.exclusions, "exclusions")

@@ -26,7 +26,7 @@ from ugt.decoding import Beams, constraints
 from ugt.histories import Part, Split
 from ugt.insertion import ESTIMATED
 from ugt.model.config import DecodingConfig, ModelConfig
-from ugt.model.inputs import USER_ATTRIBUTES, History, UserVocabulary, build_inputs
+from ugt.model.inputs import History, UserVocabulary, build_inputs
 from ugt.model.ugt import UGT
 from ugt.ranking import dense_candidates, page
 from ugt.schema import DecodingStrategy, Head, UGTError
@@ -115,10 +115,10 @@ def load_fusion(folder: Path) -> Fusion:
 
 
 def user_codes(users_dir: Path, user_ids: Sequence[str], vocabulary: UserVocabulary) -> NDArray[np.int64]:
-    """Codes of the attributes of users, [U, 3], in the order given; 0 for a user or value that is not known. `users_dir` holds the USERS table."""
+    """Codes of the attributes of users, one row for each, in the order given; 0 for a user or value that is not known. `users_dir` holds the USERS table."""
     known = {row["user_id"]: row for row in read_table(Path(users_dir), USERS).to_pylist()}
     codes = [vocabulary.codes(known.get(user_id)) for user_id in user_ids]
-    return np.array(codes, dtype=np.int64).reshape(len(user_ids), len(USER_ATTRIBUTES))
+    return np.array(codes, dtype=np.int64).reshape(len(user_ids), len(vocabulary.sizes))
 
 
 def tensors(inputs: Mapping[str, NDArray]) -> dict[str, torch.Tensor]:

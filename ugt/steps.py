@@ -50,7 +50,7 @@ class Steps:
 
     def first(self) -> Tensor:
         """log p(l1), [B, K1]."""
-        live_BK = self.limits.first_live_FK[self.limits.filter_B].long().scatter_add(1, self.excluded_l1_BX, -self.counts_BX)
+        live_BK = self.limits.first_live_FK[self.limits.filter_B].scatter_add(1, self.excluded_l1_BX, -self.counts_BX.to(self.limits.first_live_FK.dtype))
         x_BD = self.model.decoder.start(self.state_BD) + self.context_BD + self.model.decoder.step.weight[0]
         h_BD, self.written = inference.decoder_step(self.model.decoder, x_BD, None, None, self.memory, 1)
         return masked_log_softmax(self.model.level_heads.first(h_BD, self.tables.first_KD) + self.limits.prior_BK, live_BK > 0)
@@ -69,8 +69,8 @@ class Steps:
         self.keeper_BW, keeper_BX = keeper_BK.gather(1, l1_BW), keeper_BK.gather(1, self.excluded_l1_BX)
         self.counts_BX = self.counts_BX * (keeper_BX >= 0)
         self.cell_BX = keeper_BX.clamp(min=0) * self.k2 + self.excluded_l2_BX
-        live_MK = self.limits.group_live_FG.view(-1, self.k2)[(self.limits.filter_B[:, None] * self.k1 + l1_BW).reshape(-1)].long()
-        live_BP = live_MK.view(self.batch, self.width * self.k2).scatter_add(1, self.cell_BX, -self.counts_BX)
+        live_MK = self.limits.group_live_FG.view(-1, self.k2)[(self.limits.filter_B[:, None] * self.k1 + l1_BW).reshape(-1)]
+        live_BP = live_MK.view(self.batch, self.width * self.k2).scatter_add(1, self.cell_BX, -self.counts_BX.to(live_MK.dtype))
         legal_BWK = (live_BP > 0).view(-1, self.k2)[self._row(self.keeper_BW)].view(-1, self.width, self.k2)
         logits_BWK = self.model.level_heads.second_kept(h_MD, l1_BW, self.tables.group_GD) + self.model.repeats.second(self.read, None, l1_BW, self.k2)
         return masked_log_softmax(logits_BWK, legal_BWK)

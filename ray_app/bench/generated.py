@@ -62,6 +62,8 @@ def model(config: ModelConfig, ids: SemanticIds, seed: int) -> UGT:
     with torch.no_grad():
         for query in made.level_heads.query:
             query.weight *= SHARPNESS
+        made.repeats.group.fill_(-0.3)  # what the history holds counts, as after training
+        made.repeats.item.fill_(-0.3)
     return made.eval()
 
 

@@ -82,7 +82,8 @@ class EncoderDecoder:
             )
 
         self.wanted = parameters_beside_items(model)
-        self.model = min((built(n) for n in range(1, 9)), key=lambda m: abs(_parameters(m) - self.wanted)).eval()
+        # not fewer than the encoder's: transformers makes its cache as deep as the encoder and then misses the layers that are not there
+        self.model = min((built(n) for n in range(config.encoder_layers, 9)), key=lambda m: abs(_parameters(m) - self.wanted)).eval()
         self.parameters = _parameters(self.model)
         self._processors = LogitsProcessorList([TrieLogits(model, vocabulary)])
 

@@ -2,8 +2,8 @@
 
 Choices: the main job's own steps, in a home of their own that starts empty, so nothing of an earlier run is counted as free. The budget runs from parsed
 events to the last checkpoint: features, vectors, semantic IDs and all stages; text encoding is timed apart. What is left of it when the semantic IDs
-are made goes to stage 1, less what the recipe keeps for stages 2 and 3. A recipe is a preset in configs/, picked by budget and length of histories
-and chosen on validation; test is looked at once, at the end.
+are made is the most that stage 1 may take, less what the recipe keeps for stages 2 and 3. A recipe is a preset in configs/, picked by budget and
+length of histories and chosen on validation; test is looked at once, at the end.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(flags: dict[str, Any], config: Path | None, budget_minutes: float, conso
     with Usage() as usage, connected(first.ray):
         made = pipeline.run(load_settings(config, flags), progress, until="histories")
         histories = made["histories"].manifest
-        chosen = config or recipe(budget_minutes, float(histories.figures["mean_length"]))
+        chosen = config or recipe(budget_minutes, float(histories.figures["length"]["mean"]))
         console.print(f" recipe        {chosen.name}   budget {budget_minutes:g} minutes", highlight=False)
         settings = load_settings(chosen, flags)
         text = pipeline.run(settings, progress, until="text").get("text") if settings.text.enabled else None

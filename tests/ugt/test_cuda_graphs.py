@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -33,7 +35,7 @@ def test_padding_changes_no_answer(model: UGT) -> None:
     rng = np.random.default_rng(0)
     histories = [History(rng.integers(0, 300, n), rng.integers(1, 6, n), rng.random(n), np.arange(n) + 10**9) for n in (0, 3, 5)]
     inputs = tensors(build_inputs(histories, [10**9] * 3, np.zeros((3, 3)), 8))
-    limits = constraints(model, [np.unique(h.items) for h in histories], np.arange(300) % 3 > 0)
+    limits = constraints(model, [np.unique(h.items) for h in histories], np.arange(300) % 3 > 0, read_BL=inputs["item_BL"])
     with torch.inference_mode():
         tables = model.tables()
         sizes = torch.arange(20), torch.arange(model.items.largest_group)
@@ -61,8 +63,8 @@ def test_a_replayed_decode_is_the_decode(model: UGT) -> None:
     for sizes in ((3,), (5, 0, 7), (2, 2, 2, 2, 2, 2)):
         histories = [History(rng.integers(0, 300, n), rng.integers(1, 6, n), rng.random(n), np.arange(n) + 10**9) for n in sizes]
         inputs = tensors(build_inputs(histories, [10**9] * len(sizes), np.zeros((len(sizes), 3)), 8))
-        cpu = generated.model(ModelConfig(width=16, heads=2, max_length=8), model.semantic_ids, 0)
-        limits = constraints(cpu, [np.unique(h.items) for h in histories])
+        cpu = copy.deepcopy(model).cpu()
+        limits = constraints(cpu, [np.unique(h.items) for h in histories], read_BL=inputs["item_BL"])
         with torch.inference_mode():
             tables = cpu.tables()
             third_C = torch.arange(cpu.items.largest_group)

@@ -11,6 +11,7 @@ vector, K1 first codes, G = K1 * K2 groups.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from ugt.model.config import ModelConfig
 from ugt.model.dropout import Dropout
-from ugt.model.inputs import ACTION_CODES, CONTEXT_CODES, GAP_CODES, VALUE_CODES
+from ugt.model.inputs import CONTEXT_CODES, EVENT_ATTRIBUTES
 from ugt.semantic_ids import SemanticIds
 
 
@@ -101,15 +102,15 @@ class ItemTable(nn.Module):
 
 
 class HistoryEmbedding(nn.Module):
-    """Typed tokens: USER first, then one ITEM position per event that carries its item, action, value, time gap and place."""
+    """Typed tokens: USER first, then one ITEM position per event that carries its item, its attributes (action, value, time gap, ...) and its place."""
 
     def __init__(self, config: ModelConfig, user_sizes: tuple[int, ...]):
         super().__init__()
         d = config.width
         self.scale = math.sqrt(d)
-        self.action = nn.Embedding(ACTION_CODES, d)
-        self.value = nn.Embedding(VALUE_CODES, d)
-        self.gap = nn.Embedding(GAP_CODES, d)
+        self.attributes = [name for name in EVENT_ATTRIBUTES if name in config.event_attributes]
+        for name in self.attributes:
+            self.add_module(name, nn.Embedding(EVENT_ATTRIBUTES[name].size, d))
         self.position = nn.Embedding(config.max_length, d)
         self.user = nn.ModuleList(nn.Embedding(n, d) for n in user_sizes)
         self.token_type = nn.Embedding(2, d)
@@ -118,9 +119,17 @@ class HistoryEmbedding(nn.Module):
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.1)
 
-    def forward(self, item_BL: Tensor, action_BL: Tensor, value_BL: Tensor, gap_BL: Tensor, user_BU: Tensor, item_ID: Tensor) -> Tensor:
-        """Tokens of each history, [B, 1 + L, D]."""
-        event_BLD = rows(item_ID, item_BL) * self.scale + self.action(action_BL) + self.value(value_BL) + self.gap(gap_BL)
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the arrays [B, L] it reads."""
+        return ["item_BL", *(f"{name}_BL" for name in self.attributes)]
+
+    def forward(self, inputs: Mapping[str, Tensor], item_ID: Tensor) -> Tensor:
+        """Tokens of each history, [B, 1 + L, D], from `inputs` and `user_BU` as `ugt.model.inputs.build_inputs` makes them."""
+        item_BL, user_BU = inputs["item_BL"], inputs["user_BU"]
+        event_BLD = rows(item_ID, item_BL) * self.scale
+        for name in self.attributes:
+            event_BLD = event_BLD + getattr(self, name)(inputs[f"{name}_BL"])
         event_BLD = event_BLD + self.position.weight[: item_BL.shape[1]] + self.token_type.weight[1]
         user_BD = self.token_type.weight[0] + sum(table(user_BU[:, i]) for i, table in enumerate(self.user))
         return self.dropout(torch.cat([user_BD[:, None], event_BLD], dim=1))
