@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,20 +41,6 @@ LOSS = 0.005  # of the hits on seen targets that the gate may cost
 LAGS, LAG_DECAY, BACKWARD = (1, 2, 3), 0.6, 0.5  # of transitions: how far apart, what each step further counts, what the other direction counts
 
 
-@dataclass(frozen=True)
-class Folders:
-    """The results of the steps the insertion needs."""
-
-    etl: Path
-    histories: Path
-    features: Path
-    text: Path | None
-    fusion: Path | None
-    word2vec: Path
-    semantic_ids: Path
-    checkpoint: Path
-
-
 class Seen(NamedTuple):
     """One part of the split, looked at: what the slot is decided and judged by."""
 
@@ -67,10 +52,17 @@ class Seen(NamedTuple):
 
 
 def run(
-    folders: Folders,
-    semantic_ids_config: SemanticIdConfig,
-    text_config: TextConfig,
-    evaluation: EvaluationConfig,
+    etl_dir: Path,
+    histories_dir: Path,
+    features_dir: Path,
+    text_dir: Path | None,
+    fusion_dir: Path | None,
+    word2vec_dir: Path,
+    semantic_ids_dir: Path,
+    checkpoint_dir: Path,
+    semantic_ids: SemanticIdConfig,
+    text: TextConfig,
+    config: EvaluationConfig,
     decoding: DecodingConfig,
     out_dir: Path,
     history: HistoryConfig = HistoryConfig(),
@@ -79,30 +71,32 @@ def run(
 
     Raises UGTError if ETL held nothing out, if the split is not leave-one-out, or if no user's target is a new item.
     """
-    held_dir = folders.etl / holdout.FOLDER
+    held_dir = etl_dir / holdout.FOLDER
     if not held_dir.is_dir():
-        raise UGTError(f"{folders.etl} holds no items held out. Set etl.hold_out (ugt bench quality --hold-out 0.05).")
+        raise UGTError(f"{etl_dir} holds no items held out. Set etl.hold_out (ugt bench quality --hold-out 0.05).")
     if history.split != "leave_one_out":
         raise UGTError("new items are measured with leave-one-out: a time split moves when events are held out. Set histories.split to leave_one_out.")
-    old_ids = SemanticIds.load(folders.semantic_ids)
-    model, fusion = load_checkpoint(folders.checkpoint, folders.semantic_ids), load_fusion(folders.checkpoint)
-    vector_MV, near, content_MC, vectors = _vectors(folders, semantic_ids_config, text_config, held_dir)
+    old_ids = SemanticIds.load(semantic_ids_dir)
+    model, fusion = load_checkpoint(checkpoint_dir, semantic_ids_dir), load_fusion(checkpoint_dir)
+    vectors = NewVectors.load(semantic_ids, semantic_ids_dir, word2vec_dir, text_dir, fusion_dir)
+    contents = _contents(etl_dir, len(old_ids), features_dir, fusion_dir, text if text_dir is not None else None)
+    vector_MV, near = vectors.of(*contents)
     held_ids = read_table(held_dir / "items", ITEMS).sort_by("item_index")["item_id"].to_pylist()
-    ids = old_ids.insert(held_ids, vector_MV, Codebooks.load(folders.semantic_ids / "codebooks.npz"))
+    ids = old_ids.insert(held_ids, vector_MV, Codebooks.load(semantic_ids_dir / "codebooks.npz"))
     larger = grow(model, ids, vector_MV, near, free_share(model))
-    split, reduced = whole_split(folders.etl, history), history.apply(history_files.load(folders.histories))
+    split, reduced = whole_split(etl_dir, history), history.apply(history_files.load(histories_dir))
     users_U = users_of(split, reduced)
-    bench = _Bench(model, larger, fusion, decoding, split, folders.etl / "users", _signals(larger, vectors, content_MC, near, reduced))
+    bench = _Bench(model, larger, fusion, decoding, split, etl_dir / "users", _signals(larger, vectors, contents, near, reduced))
 
     validation = bench.look(users_U, "validation")
     is_old_U = validation.target_U < bench.old
     hits = int(_hits(validation.list_UK, validation.target_U)[is_old_U].sum())
     gained_U, lost_U = validation.new_U == validation.target_U, _lost(validation)
-    gate = Gate.fit(validation.evidence_UE, gained_U, lost_U, hits, LOSS, seed=evaluation.seed)
+    gate = Gate.fit(validation.evidence_UE, gained_U, lost_U, hits, LOSS, seed=config.seed)
     test = bench.look(users_U, "test")
-    report = {"validation": _figures(bench, validation, gate, evaluation), "test": _figures(bench, test, gate, evaluation)}
+    report = {"validation": _figures(bench, validation, gate, config), "test": _figures(bench, test, gate, config)}
     unseen_U = users_U[test.target_U >= bench.old]
-    report["test"]["unseen"]["own_ranking"] = _both(bench.own_ranking(unseen_U, "test"), split.targets(unseen_U, "test"), evaluation)
+    report["test"]["unseen"]["own_ranking"] = _both(bench.own_ranking(unseen_U, "test"), split.targets(unseen_U, "test"), config)
     groups = len(np.unique(ids.codes_N3[bench.old :, :2], axis=0))
     whole = {
         "protocol": _protocol(len(held_ids), bench.old, len(users_U), bench.mix, gate, history),
@@ -143,29 +137,26 @@ def users_of(split: Split, reduced: Split) -> np.ndarray:
     return users_U[[split.histories.user_ids[u] not in trained_whole for u in users_U]]
 
 
-def _vectors(folders: Folders, config: SemanticIdConfig, text_config: TextConfig, held_dir: Path) -> tuple[np.ndarray, Near, np.ndarray, NewVectors]:
-    """Vectors of the held-out items by the functions of the training: (item vectors, content neighbours, content vectors, what made them)."""
-    vectors = NewVectors.load(config, folders.semantic_ids, folders.word2vec, folders.text, folders.fusion)
-    items, credits = read_table(held_dir / "items", ITEMS).sort_by("item_index"), read_table(held_dir / "credits", CREDITS)
-    first = pa.array(items["item_index"].to_numpy() - items["item_index"][0].as_py(), pa.int32())
-    items = items.set_column(0, ITEMS.field(0), first)
-    offset = pa.array(credits["item_index"].to_numpy() - (len(vectors.content_NC)), pa.int32())
-    credits = credits.set_column(0, CREDITS.field(0), offset)
+def _contents(etl_dir: Path, old: int, features_dir: Path, fusion_dir: Path | None, text: TextConfig | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(text vectors, fused vectors) of the held-out items by the functions of the training; None for what the run has not."""
+    items, credits = read_table(etl_dir / holdout.FOLDER / "items", ITEMS).sort_by("item_index"), read_table(etl_dir / holdout.FOLDER / "credits", CREDITS)
+    # both functions number the items they are given from 0
+    items, credits = (t.set_column(0, t.schema.field(0), pa.array(t["item_index"].to_numpy() - old, pa.int32())) for t in (items, credits))
     text_MT = fused_MW = None
-    if folders.text is not None:
-        text_MT = Encoder(text_config).encode(item_texts(items, read_table(folders.etl / "people", PEOPLE), credits, text_config))
-    if folders.fusion is not None:
-        features_MF = encode_features(rows_of(items, credits).to_pylist(), Vocabulary.load(folders.features))
-        autoencoder = Autoencoder.load(folders.fusion)
+    if text is not None:
+        text_MT = Encoder(text).encode(item_texts(items, read_table(etl_dir / "people", PEOPLE), credits, text))
+    if fusion_dir is not None:
+        autoencoder = Autoencoder.load(fusion_dir)
+        features_MF = encode_features(rows_of(items, credits).to_pylist(), Vocabulary.load(features_dir))
         fused_MW = autoencoder.encode(features_MF, text_MT if autoencoder.uses_text else None)
-    vector_MV, near = vectors.of(text_MT, fused_MW)
-    content_MC = text_MT if vectors.by_text else fused_MW
-    assert content_MC is not None  # `NewVectors.of` refuses
-    return vector_MV, near, content_MC, vectors
+    return text_MT, fused_MW
 
 
-def _signals(larger: UGT, vectors: NewVectors, content_MC: np.ndarray, near: Near, reduced: Split) -> Signals:
+def _signals(larger: UGT, vectors: NewVectors, contents: tuple[np.ndarray | None, np.ndarray | None], near: Near, reduced: Split) -> Signals:
     import torch
+
+    content_MC = contents[0] if vectors.by_text else contents[1]
+    assert content_MC is not None  # `NewVectors.of` refuses
 
     with torch.no_grad():
         item_ID = larger.tables().item_ID[1:].numpy()
