@@ -299,6 +299,30 @@ ON_REQUEST: tuple[Step, ...] = (
         },
         shown=("users", "settings", "beam_recall@10", "beam_diversity@10"),
     ),
+    Step(
+        name="new_items",
+        what="items held out, inserted by content",
+        function="train.new_items:run",
+        needs=("etl", "histories", "features", "text", "fusion", "word2vec", "semantic_ids", *STAGES),
+        reads=lambda s: [s.semantic_ids, s.text, s.evaluation, s.decoding, s.histories],
+        arguments=lambda c: {
+            "etl_dir": c.paths["etl"],
+            "histories_dir": c.paths["histories"],
+            "features_dir": c.paths["features"],
+            "text_dir": c.paths.get("text"),
+            "fusion_dir": c.paths.get("fusion"),
+            "word2vec_dir": c.paths["word2vec"],
+            "semantic_ids_dir": c.paths["semantic_ids"],
+            "checkpoint_dir": checkpoint(c.paths),
+            "semantic_ids": c.settings.semantic_ids,
+            "text": c.settings.text,
+            "config": c.settings.evaluation,
+            "decoding": c.settings.decoding,
+            "history": c.settings.histories,
+            "out_dir": c.out,
+        },
+        shown=("new_items", "unseen_users", "unseen_recall@10", "seen_loss", "gated_unseen_recall@10", "gated_seen_loss"),
+    ),
 )
 
 

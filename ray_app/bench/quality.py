@@ -65,15 +65,21 @@ def run(flags: dict[str, Any], config: Path | None, budget_minutes: float, conso
         train_seconds = spent_before + time.monotonic() - begun
         cpu_seconds = usage.cpu_seconds - cpu_before
         evaluation = pipeline.run(settings, progress, until="evaluate")["evaluate"]
+        new_items = pipeline.run(settings, progress, until="new_items")["new_items"] if settings.etl.hold_out else None
     if predictions is not None:
         shutil.copyfile(evaluation.path / "predictions.parquet", predictions)
-    return _report(settings, chosen, budget_minutes, made, evaluation, text) | {
-        "train_seconds": round(train_seconds, 1),
-        "cpu_seconds": round(cpu_seconds, 1),
-        "text_seconds": round(text.manifest.seconds, 1) if text is not None else 0.0,
-        "peak_rss_gb": round(usage.peak_gb, 2),
-        "steps": progress.steps,
-    }
+    added = {"new_items": json.loads((new_items.path / "new_items.json").read_text())} if new_items is not None else {}
+    return (
+        _report(settings, chosen, budget_minutes, made, evaluation, text)
+        | added
+        | {
+            "train_seconds": round(train_seconds, 1),
+            "cpu_seconds": round(cpu_seconds, 1),
+            "text_seconds": round(text.manifest.seconds, 1) if text is not None else 0.0,
+            "peak_rss_gb": round(usage.peak_gb, 2),
+            "steps": progress.steps,
+        }
+    )
 
 
 def _within(settings: Settings, seconds: float) -> Settings:
