@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -83,7 +83,7 @@ def bench_quality(
     writable(json_path, "--json")
     writable(predictions, "--predictions")
     settings = settings_of(config, source, data_dir, imdb_dir, seed)
-    flags = {"source": settings.source, "data_dir": settings.data_dir, "imdb_dir": settings.imdb_dir, "seed": settings.seed}
+    flags: dict[str, Any] = {"source": settings.source, "data_dir": settings.data_dir, "imdb_dir": settings.imdb_dir, "seed": settings.seed}
     flags |= ({} if text else {"text.enabled": False}) | ({"etl.hold_out": hold_out, "etl.hold_out_seed": settings.seed} if hold_out else {})
     report = bench.run(flags, config, budget_minutes, console, predictions)
     for head in ("fused", "generative", "dense"):
@@ -91,9 +91,9 @@ def bench_quality(
         console.print(f" {head:<13} {rows}", highlight=False, soft_wrap=True)
     if hold_out:
         unseen, seen = report["new_items"]["test"]["unseen"], report["new_items"]["test"]["seen"]
-        for name in ("nearest_slot", "slot", "gated_slot"):
-            found, loss = unseen[name]["recall@10"], seen[name]
-            figures = f"unseen R@10 {found:.4f}   seen R@10 {loss['recall@10']:.4f}, {loss['loss_points']:.2f} points or {loss['loss']:.1%} less"
+        for name in ("no_slot", "nearest_slot", "slot", "gated_slot"):
+            cost = ", ".join(f"{-loss['relative']:+.1%} to {to}" for to in ("model", "no_slot") if (loss := seen[name].get(f"loss_to_{to}")))
+            figures = f"unseen R@10 {unseen[name]['recall@10']:.4f}   seen R@10 {seen[name]['recall@10']:.4f} ({cost})"
             console.print(f" {name:<13} {figures}", highlight=False, soft_wrap=True)
     console.print(f" {report['train_seconds']:.0f} s of {budget_minutes * 60:.0f} s, {report['params']:,} parameters", highlight=False)
     write_json(json_path, report)

@@ -310,7 +310,7 @@ ON_REQUEST: tuple[Step, ...] = (
             "history": c.settings.histories,
             "out_dir": c.out,
         },
-        shown=("new_items", "unseen_users", "unseen_recall@10", "seen_loss", "gated_unseen_recall@10", "gated_seen_loss"),
+        shown=("new_items", "unseen_users", "unseen_recall@10", "seen_loss", "slot_loss", "gated_unseen_recall@10", "gated_slot_loss"),
     ),
 )
 

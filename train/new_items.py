@@ -30,13 +30,14 @@ from ugt.model.ugt import UGT
 from ugt.new_items import Gate, Mix, Signals, evidence, inherited_transitions, with_slot
 from ugt.new_vectors import NewVectors
 from ugt.quantizer import Codebooks
-from ugt.ranking import fuse
+from ugt.ranking import fuse, top
 from ugt.schema import UGTError
 from ugt.scoring import Fusion, candidates, load_checkpoint, load_fusion, tensors, user_codes
 from ugt.semantic_ids import SemanticIdConfig, SemanticIds
 from ugt.text import Encoder, TextConfig, item_texts
 
 PLACES = 10  # of a list; one of them is the slot
+CANDIDATES = 50  # of the model's, that are put in order
 LOSS = 0.005  # of the hits on seen targets that the gate may cost
 LAGS, LAG_DECAY, BACKWARD = (1, 2, 3), 0.6, 0.5  # of transitions: how far apart, what each step further counts, what the other direction counts
 
@@ -45,10 +46,11 @@ class Seen(NamedTuple):
     """One part of the split, looked at: what the slot is decided and judged by."""
 
     target_U: np.ndarray
-    list_UK: np.ndarray  # the model without the new items, from histories without them
+    model_UK: np.ndarray  # the model's own lists, without the new items, from histories without them
+    list_UK: np.ndarray  # the same candidates in the order of the mix for old items
     new_U: np.ndarray  # best new item by the mix
     nearest_U: np.ndarray  # best new item by content alone
-    evidence_UE: np.ndarray
+    evidence_UE: Any
 
 
 def run(
@@ -99,7 +101,7 @@ def run(
     report["test"]["unseen"]["own_ranking"] = _both(bench.own_ranking(unseen_U, "test"), split.targets(unseen_U, "test"), config)
     groups = len(np.unique(ids.codes_N3[bench.old :, :2], axis=0))
     whole = {
-        "protocol": _protocol(len(held_ids), bench.old, len(users_U), bench.mix, gate, history),
+        "protocol": _protocol(len(held_ids), bench.old, len(users_U), bench.mixes, gate, history),
         **report,
         "insertion": {"groups_joined": groups, "largest_group": larger.items.largest_group},
     }
@@ -112,10 +114,11 @@ def run(
         "unseen_users": unseen["users"],
         "unseen_recall@10": unseen["slot"]["recall@10"],
         "unseen_nearest_recall@10": unseen["nearest_slot"]["recall@10"],
-        "seen_loss": seen["slot"]["loss"],
-        "seen_loss_points": seen["slot"]["loss_points"],
+        "seen_loss": seen["slot"]["loss_to_model"]["relative"],
+        "slot_loss": seen["slot"]["loss_to_no_slot"]["relative"],
         "gated_unseen_recall@10": unseen["gated_slot"]["recall@10"],
-        "gated_seen_loss": seen["gated_slot"]["loss"],
+        "gated_seen_loss": seen["gated_slot"]["loss_to_model"]["relative"],
+        "gated_slot_loss": seen["gated_slot"]["loss_to_no_slot"]["relative"],
     }
 
 
@@ -192,35 +195,38 @@ class _Bench:
     def __init__(self, model: UGT, larger: UGT, fusion: Fusion, decoding: DecodingConfig, split: Split, users_dir: Path, signals: Signals):
         self.model, self.larger, self.fusion, self.decoding, self.split, self.signals = model, larger, fusion, decoding, split, signals
         self.old, self.codes_UA = len(model.semantic_ids), user_codes(users_dir, split.histories.user_ids, model.vocabulary)
-        self._mix: Mix | None = None
+        self._mixes: tuple[Mix, Mix] | None = None
 
     @property
-    def mix(self) -> Mix:
-        assert self._mix is not None, "the first look is at validation"
-        return self._mix
+    def mixes(self) -> tuple[Mix, Mix]:
+        """Of new items, and of old ones."""
+        assert self._mixes is not None, "the first look is at validation"
+        return self._mixes
 
     def look(self, users_U: np.ndarray, part: Part) -> Seen:
         split, old = self.split, self.old
         target_U, user_UD = split.targets(users_U, part), self._user_vectors(users_U, part)
         before = without_items(split, old, part)
-        lists = candidates(self.model, before, users_U, part, True, self.codes_UA[users_U], 50, self.decoding)
-        list_UK, score_UK = np.full((len(users_U), PLACES), -1, np.int64), np.full((len(users_U), PLACES), -np.inf)
-        for row, c in enumerate(lists):
-            items, scores = fuse(*c, self.fusion.weight, PLACES, self.fusion.method)
-            list_UK[row, : len(items)], score_UK[row, : len(items)] = items, scores
+        lists = candidates(self.model, before, users_U, part, True, self.codes_UA[users_U], CANDIDATES, self.decoding)
+        fused = [fuse(*c, self.fusion.weight, CANDIDATES, self.fusion.method) for c in lists]
         histories = [split.example(int(u), part).items for u in users_U]
         forbidden = [np.setdiff1d(h[h >= old], [t]) - old for h, t in zip(histories, target_U, strict=True)]
         if part == "validation":
-            self._mix = self._fit(histories, user_UD, target_U, forbidden)
-        new_U, nearest_U, evidence_U = np.empty(len(users_U), np.int64), np.empty(len(users_U), np.int64), []
-        for row, items_H in enumerate(histories):
+            self._mixes = self._fit(histories, user_UD, target_U, forbidden), self._fit_old(histories, fused, target_U)
+        mix, mix_old = self.mixes
+        seen = Seen(target_U, *(np.full((len(users_U), PLACES), -1, np.int64) for _ in range(2)), *(np.empty(len(users_U), np.int64) for _ in range(2)), None)
+        evidence_U = []
+        for row, (items_H, (items_K, score_K)) in enumerate(zip(histories, fused, strict=True)):
+            mixed_K = mix_old.score(self.signals.of_old(items_H, items_K, score_K))
+            items, scores = top(mixed_K, items_K, PLACES)
+            seen.model_UK[row, : min(PLACES, len(items_K))], seen.list_UK[row, : len(items)] = items_K[:PLACES], items
             signal_MS = self.signals.of(items_H, user_UD[row])
-            score_M = self.mix.score(signal_MS, forbidden[row])
-            content_M = signal_MS[:, new_items.SIGNALS.index("text_mean")].copy()
+            score_M = mix.score(signal_MS, forbidden[row])
+            content_M = signal_MS[:, new_items.SIGNALS.index("content_mean")].copy()
             content_M[forbidden[row]] = -np.inf
-            new_U[row], nearest_U[row] = old + int(np.argmax(score_M)), old + int(np.argmax(content_M))
-            evidence_U.append(evidence(score_M, signal_MS, score_UK[row], len(items_H)))
-        return Seen(target_U, list_UK, new_U, nearest_U, np.stack(evidence_U))
+            seen.new_U[row], seen.nearest_U[row] = old + int(np.argmax(score_M)), old + int(np.argmax(content_M))
+            evidence_U.append(evidence(score_M, signal_MS, scores, len(items_H)))
+        return seen._replace(evidence_UE=np.stack(evidence_U))
 
     def own_ranking(self, users_U: np.ndarray, part: Part) -> np.ndarray:
         """The grown model's own lists, new items among all others, [U, K]."""
@@ -240,6 +246,15 @@ class _Bench:
         for i, row in enumerate(rows):
             forbidden_UM[i, forbidden[row]] = True
         return Mix.fit(signal_UMS, target_U[rows] - self.old, forbidden_UM)
+
+    def _fit_old(self, histories: Sequence[np.ndarray], fused: Sequence[tuple[np.ndarray, np.ndarray]], target_U: np.ndarray) -> Mix:
+        """Among the candidates of the users whose target is one of them."""
+        rows = [row for row, (items, _) in enumerate(fused) if len(items) == CANDIDATES and target_U[row] in items]
+        if not rows:
+            raise UGTError("no validation target is among the model's candidates, so nothing can be fitted. Train longer.")
+        signal_UKS = np.stack([self.signals.of_old(histories[row], *fused[row]) for row in rows])
+        place_U = np.array([int(np.flatnonzero(fused[row][0] == target_U[row])[0]) for row in rows])
+        return Mix.fit(signal_UKS, place_U, np.zeros(signal_UKS.shape[:2], bool))
 
     def _user_vectors(self, users_U: np.ndarray, part: Part, batch: int = 128) -> np.ndarray:
         """User vectors of the dense head, [U, D], after histories with the new items in them."""
@@ -299,7 +314,8 @@ def _figures(bench: _Bench, seen: Seen, gate: Gate, evaluation: EvaluationConfig
     always_U = np.ones(len(seen.target_U), bool)
     open_U = gate.opens(seen.evidence_UE)
     lists = {
-        "no_insertion": seen.list_UK,
+        "model": seen.model_UK,
+        "no_slot": seen.list_UK,
         "nearest_slot": with_slot(seen.list_UK, seen.nearest_U, always_U, PLACES),
         "slot": with_slot(seen.list_UK, seen.new_U, always_U, PLACES),
         "gated_slot": with_slot(seen.list_UK, seen.new_U, open_U, PLACES),
@@ -312,27 +328,28 @@ def _figures(bench: _Bench, seen: Seen, gate: Gate, evaluation: EvaluationConfig
         unseen[name] = _both(list_UK[is_new_U], seen.target_U[is_new_U], evaluation)
         every[name] = _both(list_UK, seen.target_U, evaluation)
         known[name] = _both(list_UK[~is_new_U], seen.target_U[~is_new_U], evaluation)
-        if name != "no_insertion":
-            known[name] |= _loss(seen.list_UK[~is_new_U], list_UK[~is_new_U], seen.target_U[~is_new_U], evaluation)
+        for against, before_UK in (("model", seen.model_UK), ("no_slot", seen.list_UK)):
+            if name != against:
+                known[name][f"loss_to_{against}"] = _loss(before_UK[~is_new_U], list_UK[~is_new_U], seen.target_U[~is_new_U], evaluation)
     return {"unseen": unseen, "seen": known, "all": every, "gate_open": float(open_U.mean())}
 
 
 def _loss(before_UK: np.ndarray, after_UK: np.ndarray, target_U: np.ndarray, evaluation: EvaluationConfig) -> dict[str, Any]:
-    """What the slot costs seen targets: `loss` is relative, `loss_points` the difference of recall@10 in percentage points; both with intervals."""
+    """What other lists cost seen targets in recall@10: `relative`, and as a difference in percentage `points`; below 0: a gain. Both with intervals."""
     before_U, after_U = _hits(before_UK, target_U).astype(float), _hits(after_UK, target_U).astype(float)
     drawn_S2 = metrics.bootstrap_means(np.stack([before_U, after_U], 1), evaluation.bootstrap_samples, evaluation.seed)
     lost_S = drawn_S2[:, 0] - drawn_S2[:, 1]
     relative_S = lost_S / np.maximum(drawn_S2[:, 0], 1e-12)
     lost = float(before_U.mean() - after_U.mean())
     return {
-        "loss": lost / max(float(before_U.mean()), 1e-12),
-        "loss_interval": [float(x) for x in metrics.bounds(relative_S)],
-        "loss_points": 100 * lost,
-        "loss_points_interval": [float(x) for x in metrics.bounds(100 * lost_S)],
+        "relative": lost / max(float(before_U.mean()), 1e-12),
+        "relative_interval": [float(x) for x in metrics.bounds(relative_S)],
+        "points": 100 * lost,
+        "points_interval": [float(x) for x in metrics.bounds(100 * lost_S)],
     }
 
 
-def _protocol(held: int, old: int, users: int, mix: Mix, gate: Gate, history: HistoryConfig) -> dict[str, Any]:
+def _protocol(held: int, old: int, users: int, mixes: tuple[Mix, Mix], gate: Gate, history: HistoryConfig) -> dict[str, Any]:
     """How these figures came about."""
     return {
         "held_out_items": held,
@@ -345,6 +362,11 @@ def _protocol(held: int, old: int, users: int, mix: Mix, gate: Gate, history: Hi
         "filter_rule": "items of the history are removed from lists and from the choice of the new item, except the target",
         "chosen_on": "validation",
         "loss_allowed": LOSS,
-        "mix": dict(zip(new_items.SIGNALS, (round(float(w), 4) for w in mix.weight_S), strict=True)),
+        "mix": _weights(new_items.SIGNALS, mixes[0]),
+        "mix_of_old_items": _weights(new_items.OLD_SIGNALS, mixes[1]),
         "threshold": float(gate.threshold) if np.isfinite(gate.threshold) else None,
     }
+
+
+def _weights(names: Sequence[str], mix: Mix) -> dict[str, float]:
+    return {name: round(float(weight), 4) for name, weight in zip(names, mix.weight_S, strict=True)}

@@ -1,11 +1,12 @@
 """Which new item a user may want, and whether it is worth a place of the list: the rule that gives one slot to new items.
 
 Choices: nobody has chosen a new item yet, so each signal speaks of its neighbours: the dense head's logit of its row, the probability its content
-neighbours have, text likeness to the history, the neighbours' co-occurrence and transitions. A conditional logit mixes them. The winner takes the last
+neighbours have, likeness of content to the history, the neighbours' co-occurrence and transitions. A conditional logit mixes them; another one orders the
+items the model knows, by its score and the same company, so that old and new ones are judged by the same evidence. The best new item takes the last
 place of the list: always (TIGER's share of .1 in a list of ten), or only where the chance of a hit exceeds, by a factor, the chance that the item it
 drives out is one: the best choice of users for a given loss (Neyman and Pearson). All weights are fitted on validation; there are a few dozen.
 
-Shapes: I items with the new ones last, N of them old, M new, H events of a history, S signals, U users, K places of a list, E columns of evidence.
+Shapes: I items with the new ones last, N of them old, M new, H events of a history, S signals, U users, K items of a list, E columns of evidence.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 
 from ugt.insertion import Near
 
-SIGNALS = ("dense", "inherited", "text_nearest", "text_mean", "cooccurrence", "transitions")
+SIGNALS = ("dense", "inherited", "content_nearest", "content_mean", "cooccurrence", "transitions")
+OLD_SIGNALS = ("fused", "transitions", "content_nearest", "cooccurrence")  # of items the model knows: its own score, and what the new ones are judged by
 RECENCY, RECENCY_NEAREST = 0.8, 0.9  # weight of an event against the one after it: in a mean, and where the nearest event counts
-RARE = 1e-3  # added before the logarithm of transitions: what a pair never seen counts
+RARE, RARE_OLD = 1e-3, 0.05  # added before the logarithm of transitions, which between old items are whole events: what a pair never seen counts
 PENALTY = 1e-3  # of the squared weights
 
 
@@ -30,7 +32,7 @@ class Signals:
 
     content_IC: NDArray[np.float32]  # unit rows
     company_IW: NDArray[np.float32]  # unit rows: co-occurrence vectors, of new items the mean of their neighbours'
-    transitions_IM: Any  # csr: how often the neighbours of a new item followed or preceded an item
+    transitions_II: Any  # csr: how often one item followed or preceded another; of a new item, its neighbours by their weights
     item_ID: NDArray[np.float32]  # rows of the dense head without that of "no item"
     near: Near
 
@@ -49,20 +51,38 @@ class Signals:
             columns[:, 2] = ((self.content_IC[items_H] @ self.content_IC[-new:].T) * nearest_H[:, None]).max(0)
             columns[:, 3] = self.content_IC[-new:] @ _unit(mean_H @ self.content_IC[items_H])
             columns[:, 4] = self.company_IW[-new:] @ _unit(mean_H @ self.company_IW[items_H])
-            columns[:, 5] = mean_H @ self.transitions_IM[items_H].toarray()
+            columns[:, 5] = self._transitions(items_H)[-new:]
         columns[:, 5] = np.log(columns[:, 5] + RARE)
         return columns
 
+    def of_old(self, items_H: NDArray, list_K: NDArray, score_K: NDArray) -> NDArray[np.float32]:
+        """[K, S] of `OLD_SIGNALS` for the items of a list with the model's scores. O(H K C + H I)."""
+        columns = np.zeros((len(list_K), len(OLD_SIGNALS)), np.float32)
+        columns[:, 0] = score_K
+        if len(items_H):
+            mean_H = RECENCY ** np.arange(len(items_H))[::-1]
+            columns[:, 1] = self._transitions(items_H)[list_K]
+            columns[:, 2] = (self.content_IC[list_K] @ self.content_IC[items_H].T).max(1)
+            columns[:, 3] = self.company_IW[list_K] @ _unit(mean_H @ self.company_IW[items_H])
+        columns[:, 1] = np.log(columns[:, 1] + RARE_OLD)
+        return columns
+
+    def _transitions(self, items_H: NDArray) -> NDArray:
+        """From the history to every item, [I], older events less."""
+        rows = self.transitions_II[items_H]
+        weight_E = np.repeat(RECENCY ** np.arange(len(items_H))[::-1], np.diff(rows.indptr))
+        return np.bincount(rows.indices, weights=rows.data * weight_E, minlength=rows.shape[1])
+
 
 def inherited_transitions(counts_NN: Any, near: Near) -> Any:
-    """Counts between old items (csr) as those between every item and the new ones, [I, M]: a new item has its neighbours' by their weights."""
+    """Counts between old items (csr) as those between all items, the new ones last, [I, I]: a new item has its neighbours' by their weights."""
     import scipy.sparse as sp
 
     new, count = near.item_MB.shape
     rows = np.repeat(np.arange(new), count)
     share_MN = sp.csr_matrix((near.weight_MB.ravel(), (rows, near.item_MB.ravel())), shape=(new, counts_NN.shape[0]))
-    to_new_NM = counts_NN @ share_MN.T
-    return sp.vstack([to_new_NM, share_MN @ to_new_NM]).tocsr()
+    all_IN = sp.vstack([counts_NN, share_MN @ counts_NN]).tocsr()
+    return sp.hstack([all_IN, all_IN @ share_MN.T]).tocsr()
 
 
 @dataclass(frozen=True)
@@ -75,7 +95,7 @@ class Mix:
 
     @classmethod
     def fit(cls, signal_UMS: NDArray, target_U: NDArray, forbidden_UM: NDArray[np.bool_]) -> Mix:
-        """The conditional logit of the new item (0..M-1) each user took, among those not forbidden. Convex, so the start does not matter."""
+        """The conditional logit of the item (0..M-1) each user took, among those not forbidden. Convex, so the start does not matter."""
         from scipy.optimize import minimize
 
         x_UMS = np.asarray(signal_UMS, np.float64)
@@ -95,10 +115,11 @@ class Mix:
         found = minimize(loss, np.zeros(x_UMS.shape[2]), jac=True, method="L-BFGS-B")
         return cls(mean_S, np.where(spread_S > 0, spread_S, 1), found.x)
 
-    def score(self, signal_MS: NDArray, forbidden: NDArray) -> NDArray[np.float64]:
-        """Of each new item, [M]; -inf for those `forbidden` (places among the new ones)."""
+    def score(self, signal_MS: NDArray, forbidden: NDArray | None = None) -> NDArray[np.float64]:
+        """Of each item, [M]; -inf for those `forbidden` (places among the M)."""
         score_M = ((signal_MS - self.mean_S) / self.spread_S) @ self.weight_S
-        score_M[forbidden] = -np.inf
+        if forbidden is not None:
+            score_M[forbidden] = -np.inf
         return score_M
 
 

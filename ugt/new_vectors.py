@@ -60,14 +60,14 @@ class NewVectors:
         missing = [name for name in {"text" if self.by_text else "fused", *(set(self.blocks) - set(COLLABORATIVE))} if content[name] is None]
         if missing:
             raise UGTError(f"new items: their {' and '.join(sorted(missing))} vectors are missing, which this model was trained with.")
-        near = self.neighbours.of(content["text" if self.by_text else "fused"], without)
+        known = {name: np.asarray(vectors, np.float32) for name, vectors in content.items() if vectors is not None}
+        near = self.neighbours.of(known["text" if self.by_text else "fused"], without)
         joined = []
         for name in self.blocks:
             if name in COLLABORATIVE:
                 joined.append(near.mean(self.collaborative[name]))
             else:
-                own = np.asarray(content[name], np.float32)
-                joined.append(own @ self.text_axes_TW if name == "text" else own)
+                joined.append(known[name] @ self.text_axes_TW if name == "text" and self.text_axes_TW is not None else known[name])
         return self.space.join(joined), near
 
     def of_catalogue(self, fused_NW: NDArray | None = None) -> NDArray[np.float32]:
