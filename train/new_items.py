@@ -214,7 +214,9 @@ class _Bench:
         if part == "validation":
             self._mixes = self._fit(histories, user_UD, target_U, forbidden), self._fit_old(histories, fused, target_U)
         mix, mix_old = self.mixes
-        seen = Seen(target_U, *(np.full((len(users_U), PLACES), -1, np.int64) for _ in range(2)), *(np.empty(len(users_U), np.int64) for _ in range(2)), None)
+        model_UK, list_UK = np.full((2, len(users_U), PLACES), -1, np.int64)
+        new_U, nearest_U = np.empty((2, len(users_U)), np.int64)
+        seen = Seen(target_U, model_UK, list_UK, new_U, nearest_U, None)
         evidence_U = []
         for row, (items_H, (items_K, score_K)) in enumerate(zip(histories, fused, strict=True)):
             mixed_K = mix_old.score(self.signals.of_old(items_H, items_K, score_K))
