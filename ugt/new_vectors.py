@@ -56,10 +56,10 @@ class NewVectors:
 
         `without` as in `Neighbours.of`. Raises UGTError if a content vector that is needed is missing.
         """
-        content = {"text": text_MT, "fused": fused_MW}
-        missing = [name for name in {"text" if self.by_text else "fused", *(set(self.blocks) - set(COLLABORATIVE))} if content[name] is None]
+        content = {name: x for name, x in (("text", text_MT), ("fused", fused_MW)) if x is not None}
+        missing = sorted(({"text" if self.by_text else "fused"} | (set(self.blocks) - set(COLLABORATIVE))) - set(content))
         if missing:
-            raise UGTError(f"new items: their {' and '.join(sorted(missing))} vectors are missing, which this model was trained with.")
+            raise UGTError(f"new items: their {' and '.join(missing)} vectors are missing, which this model was trained with.")
         near = self.neighbours.of(content["text" if self.by_text else "fused"], without)
         joined = []
         for name in self.blocks:
@@ -67,7 +67,7 @@ class NewVectors:
                 joined.append(near.mean(self.collaborative[name]))
             else:
                 own = np.asarray(content[name], np.float32)
-                joined.append(own @ self.text_axes_TW if name == "text" else own)
+                joined.append(own @ self.text_axes_TW if name == "text" and self.text_axes_TW is not None else own)
         return self.space.join(joined), near
 
     def of_catalogue(self, fused_NW: NDArray | None = None) -> NDArray[np.float32]:
