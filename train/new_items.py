@@ -50,7 +50,7 @@ class Seen(NamedTuple):
     list_UK: np.ndarray  # the same candidates in the order of the mix for old items
     new_U: np.ndarray  # best new item by the mix
     nearest_U: np.ndarray  # best new item by content alone
-    evidence_UE: Any
+    evidence_UE: np.ndarray  # what the gate reads
 
 
 def run(
@@ -214,21 +214,20 @@ class _Bench:
         if part == "validation":
             self._mixes = self._fit(histories, user_UD, target_U, forbidden), self._fit_old(histories, fused, target_U)
         mix, mix_old = self.mixes
-        model_UK, list_UK = np.full((2, len(users_U), PLACES), -1, np.int64)
-        new_U, nearest_U = np.empty((2, len(users_U)), np.int64)
-        seen = Seen(target_U, model_UK, list_UK, new_U, nearest_U, None)
+        model_UK, list_UK = (np.full((len(users_U), PLACES), -1, np.int64) for _ in range(2))
+        new_U, nearest_U = (np.empty(len(users_U), np.int64) for _ in range(2))
         evidence_U = []
         for row, (items_H, (items_K, score_K)) in enumerate(zip(histories, fused, strict=True)):
             mixed_K = mix_old.score(self.signals.of_old(items_H, items_K, score_K))
             items, scores = top(mixed_K, items_K, PLACES)
-            seen.model_UK[row, : min(PLACES, len(items_K))], seen.list_UK[row, : len(items)] = items_K[:PLACES], items
+            model_UK[row, : min(PLACES, len(items_K))], list_UK[row, : len(items)] = items_K[:PLACES], items
             signal_MS = self.signals.of(items_H, user_UD[row])
             score_M = mix.score(signal_MS, forbidden[row])
             content_M = signal_MS[:, new_items.SIGNALS.index("content_mean")].copy()
             content_M[forbidden[row]] = -np.inf
-            seen.new_U[row], seen.nearest_U[row] = old + int(np.argmax(score_M)), old + int(np.argmax(content_M))
+            new_U[row], nearest_U[row] = old + int(np.argmax(score_M)), old + int(np.argmax(content_M))
             evidence_U.append(evidence(score_M, signal_MS, scores, len(items_H)))
-        return seen._replace(evidence_UE=np.stack(evidence_U))
+        return Seen(target_U, model_UK, list_UK, new_U, nearest_U, np.stack(evidence_U))
 
     def own_ranking(self, users_U: np.ndarray, part: Part) -> np.ndarray:
         """The grown model's own lists, new items among all others, [U, K]."""

@@ -56,18 +56,18 @@ class NewVectors:
 
         `without` as in `Neighbours.of`. Raises UGTError if a content vector that is needed is missing.
         """
-        content = {"text": text_MT, "fused": fused_MW}
-        missing = [name for name in {"text" if self.by_text else "fused", *(set(self.blocks) - set(COLLABORATIVE))} if content[name] is None]
+        content = {name: x for name, x in (("text", text_MT), ("fused", fused_MW)) if x is not None}
+        missing = sorted(({"text" if self.by_text else "fused"} | (set(self.blocks) - set(COLLABORATIVE))) - set(content))
         if missing:
-            raise UGTError(f"new items: their {' and '.join(sorted(missing))} vectors are missing, which this model was trained with.")
-        known = {name: np.asarray(vectors, np.float32) for name, vectors in content.items() if vectors is not None}
-        near = self.neighbours.of(known["text" if self.by_text else "fused"], without)
+            raise UGTError(f"new items: their {' and '.join(missing)} vectors are missing, which this model was trained with.")
+        near = self.neighbours.of(content["text" if self.by_text else "fused"], without)
         joined = []
         for name in self.blocks:
             if name in COLLABORATIVE:
                 joined.append(near.mean(self.collaborative[name]))
             else:
-                joined.append(known[name] @ self.text_axes_TW if name == "text" and self.text_axes_TW is not None else known[name])
+                own = np.asarray(content[name], np.float32)
+                joined.append(own @ self.text_axes_TW if name == "text" and self.text_axes_TW is not None else own)
         return self.space.join(joined), near
 
     def of_catalogue(self, fused_NW: NDArray | None = None) -> NDArray[np.float32]:
