@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,6 +71,9 @@ def bench_quality(
     budget_minutes: Annotated[float, typer.Option(help="Wall time from parsed events to the last checkpoint.")] = 3.0,
     seed: Seed = None,
     text: Annotated[bool, typer.Option(help="Text vectors of the items (their encoding is timed apart).")] = True,
+    hold_out: Annotated[
+        float, typer.Option(help="Keep this share of the items from the training, insert them as new ones, and measure that too.", min=0, max=0.9)
+    ] = 0.0,
     json_path: JsonPath = None,
     predictions: Annotated[Path | None, typer.Option(help="Also write the top-50 of every test user here (Parquet).")] = None,
 ) -> None:
@@ -80,11 +83,18 @@ def bench_quality(
     writable(json_path, "--json")
     writable(predictions, "--predictions")
     settings = settings_of(config, source, data_dir, imdb_dir, seed)
-    flags = {"source": settings.source, "data_dir": settings.data_dir, "imdb_dir": settings.imdb_dir, "seed": settings.seed}
-    report = bench.run(flags | ({} if text else {"text.enabled": False}), config, budget_minutes, console, predictions)
+    flags: dict[str, Any] = {"source": settings.source, "data_dir": settings.data_dir, "imdb_dir": settings.imdb_dir, "seed": settings.seed}
+    flags |= ({} if text else {"text.enabled": False}) | ({"etl.hold_out": hold_out, "etl.hold_out_seed": settings.seed} if hold_out else {})
+    report = bench.run(flags, config, budget_minutes, console, predictions)
     for head in ("fused", "generative", "dense"):
         rows = "   ".join(f"{rule} R@10 {report[head][rule]['recall@10']:.4f} N@10 {report[head][rule]['ndcg@10']:.4f}" for rule in ("unfiltered", "filtered"))
         console.print(f" {head:<13} {rows}", highlight=False, soft_wrap=True)
+    if hold_out:
+        unseen, seen = report["new_items"]["test"]["unseen"], report["new_items"]["test"]["seen"]
+        for name in ("no_slot", "nearest_slot", "slot", "gated_slot"):
+            cost = ", ".join(f"{-loss['relative']:+.1%} to {to}" for to in ("model", "no_slot") if (loss := seen[name].get(f"loss_to_{to}")))
+            figures = f"unseen R@10 {unseen[name]['recall@10']:.4f}   seen R@10 {seen[name]['recall@10']:.4f} ({cost})"
+            console.print(f" {name:<13} {figures}", highlight=False, soft_wrap=True)
     console.print(f" {report['train_seconds']:.0f} s of {budget_minutes * 60:.0f} s, {report['params']:,} parameters", highlight=False)
     write_json(json_path, report)
 

@@ -153,12 +153,16 @@ class DeepSpeedEngine:
             self.model.load_state_dict(weights)
         # one deepcopy of both, so that the copied objective holds the copied model
         objective, model = copy.deepcopy((self._objective, self.model))
+        for p in model.parameters():
+            if p.ndim == 0:
+                p.data = p.data.view(1)  # DeepSpeed cannot broadcast a number without a dimension
         optimizer = adamw(model, *self._rates)
         deepspeed.init_distributed(dist_backend=dist.get_backend())
         self.module, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=self._config, model_parameters=list(model.parameters()))
         self.workers = dist.get_world_size()
         self._parameters = list(model.parameters())
         self._names = [name for name, _ in self.model.named_parameters()]
+        self._shapes = [p.shape for p in self.model.parameters()]
         if moments is not None:
             self._set_moments(moments, first_batch)
 
@@ -172,9 +176,9 @@ class DeepSpeedEngine:
             self.module.step()
         self._link_moments()
         steps = max(float(state["step"]) for state in moments.values())
-        for name, p in zip(self._names, self._parameters, strict=True):
+        for name, shape, p in zip(self._names, self._shapes, self._parameters, strict=True):
             for key in MOMENTS:
-                value = moments[name][key] if name in moments else torch.zeros(self._shape(p))
+                value = (moments[name][key] if name in moments else torch.zeros(shape, device=p.device)).reshape(shape or (1,))
                 if self.zero_stage == 0:
                     self._torch_optimizer.state[p][key].copy_(value)
                 else:
@@ -195,10 +199,6 @@ class DeepSpeedEngine:
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         outer = self.module.optimizer
         return outer if self.zero_stage == 0 else outer.optimizer
-
-    @staticmethod
-    def _shape(p: Tensor) -> torch.Size:
-        return getattr(p, "ds_shape", p.shape)
 
     def set_rate(self, rate: float) -> None:
         for group in self.module.optimizer.param_groups:
@@ -225,11 +225,11 @@ class DeepSpeedEngine:
         import deepspeed
 
         if self.zero_stage < 3:
-            return [p.detach() for p in self._parameters]
+            return [p.detach().view(shape) for p, shape in zip(self._parameters, self._shapes, strict=True)]
         whole = []
-        for p in self._parameters:
+        for p, shape in zip(self._parameters, self._shapes, strict=True):
             with deepspeed.zero.GatheredParameters([p]):
-                whole.append(p.detach().clone())
+                whole.append(p.detach().clone().view(shape))
         return whole
 
     @contextmanager

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from train import warm_start
 from train.agreement import beam_against_exact, compare
 from train.graph import table_arrays, write_graphs
-from ugt import runtime
+from ugt import insertion, runtime
 from ugt.artifacts import ITEMS, read_table, write_text
 from ugt.histories import HistoryConfig
+from ugt.insertion import Embedder
 from ugt.model.config import DecodingConfig, ExportConfig, Precision
 from ugt.model.ugt import UGT
 from ugt.schema import UGTError
@@ -42,7 +43,7 @@ def run(
     config: ExportConfig = ExportConfig(),
 ) -> dict[str, Any]:
     """Write a version folder: a graph per decoding strategy, `tables.npz`, `item_vectors.npy` (dense head), `items.parquet` (canonical items with l1, l2,
-    l3), `card.json`.
+    l3), `insertion.npz` (what rows of new items are made of), `card.json`.
 
     The graphs are then compared with PyTorch on the test requests of up to `check_users` users, seen items excluded. `evaluate_dir` holds `metrics.json` for
     the card. Returns the figures of that comparison. Raises UGTError if they differ by more than `train.agreement.tolerance`.
@@ -81,11 +82,12 @@ def run(
 
 
 def write_model(model: UGT, folder: Path, precision: Precision = "fp32") -> None:
-    """What a version holds of the model itself: the graphs, `tables.npz` and `item_vectors.npy`."""
+    """What a version holds of the model itself: the graphs, `tables.npz`, `item_vectors.npy` and `insertion.npz`."""
     write_graphs(model, folder, precision)
     tables = table_arrays(model)
     np.savez(folder / runtime.TABLES, **tables)  # type: ignore[arg-type]
     np.save(folder / runtime.VECTORS, tables["item_ID"][1:])
+    Embedder.of(model.items).save(folder / insertion.FILE)
 
 
 def _write_items(model: UGT, etl_dir: Path, path: Path) -> None:

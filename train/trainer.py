@@ -23,11 +23,10 @@ def run(
     workers: int = 1,
     cpus: float = 1.0,
     min_workers: int = 0,
-    datasets: dict[str, Any] | None = None,
 ) -> None:
     """Run `worker(task)` on `workers` Ray Train workers of `cpus` CPUs each and wait for the end. Needs a running Ray.
 
-    With `min_workers`, on as many as there is room for, from that up to `workers`. `datasets` are read in the worker by `ray.train.get_dataset_shard`.
+    With `min_workers`, on as many as there is room for, from that up to `workers`.
 
     Raises what the worker raised, wrapped by Ray.
     """
@@ -57,5 +56,4 @@ def run(
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=ELASTIC_RESTARTS if min_workers else RESTARTS),
         ),
-        datasets=datasets,
     ).fit()

@@ -1,18 +1,18 @@
 """`ugt bench train`: positions trained per second in stage 1, their share of the arithmetic limit, and what a second worker brings.
 
-Choices: generated histories, so it needs no data; the loop's own engine, optimizer and batches. Two processes with one gloo group take turns, round by round:
-rank 0 alone on whole batches while the other sleeps, then both as DDP on half of each, then a large matrix product, so that other load
-on the machine meets all three alike; figures are medians over rounds. A position is one target. The arithmetic of a step is what PyTorch's
+Choices: generated histories, so it needs no data; the loop's own engine, optimizer and batches. Three processes take turns, round by round: one alone on
+whole batches, then a large matrix product in it, then the two others as DDP on half of each batch; who waits sleeps. So other load on
+the machine meets all alike; figures are medians over rounds. A position is one target. The arithmetic of a step is what PyTorch's
 FLOP counter finds in its products (on a CPU it does not see inside attention, a few percent); the limit is the speed of the large product at the same threads.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ MATMUL = 2048  # side of the large product
 def run(
     model: ModelConfig, training: TrainingConfig, items: int = 12_101, mean_length: float = 7.0, vector_width: int = 300, steps: int = 10, rounds: int = 5
 ) -> dict[str, Any]:
-    """Measure; `steps` training steps per turn, `rounds` turns of each kind. Returns the report, as docs/evaluation.md names its fields."""
+    """Measure; `steps` training steps per turn, `rounds` turns of each kind. Returns the report, as docs/training.md names its fields."""
     workload = {"items": items, "mean_length": mean_length, "vector_width": vector_width, "steps": steps, "rounds": rounds}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.pt"
-        mp.spawn(_worker, (2, folder, out, model.model_dump(), training.model_dump(), workload), nprocs=2)
+        turns = mp.get_context("spawn").Barrier(3)
+        mp.spawn(_worker, (folder, out, turns, model.model_dump(), training.model_dump(), workload), nprocs=3)
         measured = torch.load(out)
     alone, both, limit = (np.array(measured[name]) for name in ("alone", "both", "matmul"))
     rate = measured["targets"] / alone
@@ -84,59 +85,59 @@ def generated(items: int, mean_length: float, vector_width: int, users: int, see
     return ids, rng.normal(size=(items, vector_width)).astype(np.float32), histories
 
 
-def _worker(rank: int, workers: int, folder: str, out: Path, model_config: dict[str, Any], training_config: dict[str, Any], workload: dict[str, Any]) -> None:
+def _worker(
+    place: int, folder: str, out: Path, turns: Barrier, model_config: dict[str, Any], training_config: dict[str, Any], workload: dict[str, Any]
+) -> None:
+    """Process 0 trains alone and measures; 1 and 2 are the DDP workers of rank 0 and 1."""
     training, steps = TrainingConfig(**training_config), workload["steps"]
-    os.environ["OMP_NUM_THREADS"] = str(training.threads)
     torch.set_num_threads(training.threads)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers)
+    rank, workers = max(0, place - 1), 2 if place else 1
+    if place:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers)
     ids, vectors, histories = generated(workload["items"], workload["mean_length"], workload["vector_width"], training.batch_size * steps)
     windows = TrainingWindows(
         histories.split(3), np.zeros((len(histories), 3), np.int64), model_config["max_length"], training.window_overlap, training.batch_size, 0
     )
     batches = windows.epoch(0)[:steps]
-    counts_N = torch.from_numpy(windows.item_counts(len(ids)))
+    torch.manual_seed(0)
+    model = UGT(ModelConfig(**model_config), ids, vectors, UserVocabulary([], []))
+    objective = StageObjective(model, training.stage1, training, torch.from_numpy(windows.item_counts(len(ids)))).train()
+    engine = TorchEngine(objective, model, training.stage1.learning_rate, training.weight_decay, training.gradient_clip, 1)
+    engine.start(None, None, dict)
 
-    def trainer(spread: bool) -> tuple[Callable[[], None], StageObjective]:
-        torch.manual_seed(0)
-        model = UGT(ModelConfig(**model_config), ids, vectors, UserVocabulary([], []))
-        objective = StageObjective(model, training.stage1, training, counts_N).train()
-        engine = TorchEngine(objective, model, training.stage1.learning_rate, training.weight_decay, training.gradient_clip, 1)
-        engine.workers = workers if spread else 1
-        engine.start(None, None, dict)
+    def train() -> None:
+        for batch in batches:
+            made = windows.batch(batch, rank, workers)
+            engine.backward(engine.module(tensors(made.inputs))["loss"], made.targets)
+            engine.step()
 
-        def epoch() -> None:
-            for batch in batches:
-                made = windows.batch(batch, rank if spread else 0, workers if spread else 1)
-                engine.backward(engine.module(tensors(made.inputs))["loss"], made.targets)
-                engine.step()
+    def both_workers() -> None:
+        if place:
+            train()
+        turns.wait()
 
-        return epoch, objective
-
-    both, _ = trainer(spread=True)
-    alone, objective = trainer(spread=False)
     square = torch.randn(MATMUL, MATMUL)
     measured: dict[str, Any] = {"alone": [], "both": [], "matmul": []}
     for turn in range(-1, workload["rounds"]):  # the first round warms up
-        dist.barrier()
-        if rank == 0:
-            seconds = _timed(alone)
-            product = _timed(lambda: [square @ square for _ in range(3)])
-        dist.barrier()
-        together = _timed(both)
-        if rank == 0 and turn >= 0:
-            measured["alone"].append(seconds)
+        turns.wait()
+        if place == 0:
+            alone, product = _timed(train), _timed(lambda: [square @ square for _ in range(3)])
+        turns.wait()
+        both = _timed(both_workers)
+        if place == 0 and turn >= 0:
+            measured["alone"].append(alone)
             measured["matmul"].append(3 * 2 * MATMUL**3 / product)
-            measured["both"].append(together)
-    if rank == 0:
+            measured["both"].append(both)
+    if place == 0:
         flops = []
         for batch in batches:
             with FlopCounterMode(display=False) as counter:
                 objective(tensors(windows.batch(batch).inputs))["loss"].backward()
             flops.append(counter.get_total_flops())
         measured |= {"flops": statistics.mean(flops), "targets": sum(windows.batch(b).targets for b in batches)}
-        torch.save(measured | {"parameters": sum(p.numel() for p in objective.parameters())}, out)
-    dist.barrier()
-    dist.destroy_process_group()
+        torch.save(measured | {"parameters": sum(p.numel() for p in model.parameters())}, out)
+    else:
+        dist.destroy_process_group()
 
 
 def _timed(work: Callable[[], Any]) -> float:

@@ -16,11 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from train.engines import check
+from train.loop import STATE
 from ugt import histories as history_files
 from ugt.artifacts import HISTORIES, USERS, write_table
 from ugt.histories import HistoryConfig
 from ugt.model.config import ModelConfig, StageConfig, TrainingConfig
+from ugt.schema import UGTError
 from ugt.scoring import load_checkpoint, rank_users, user_codes
 from ugt.semantic_ids import SemanticIds
 
@@ -80,7 +84,11 @@ def train(world: Path, work: str, workers: int, last: int = -2, model: ModelConf
         environment = os.environ | place | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", WORKER, json.dumps(task), str(rank), str(workers), str(store), str(last)]
         running.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    outputs = [process.communicate(timeout=400)[0] for process in running]
+    try:
+        outputs = [process.communicate(timeout=500)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
     assert [process.returncode for process in running] == [0] * workers, "\n".join(outputs)[-4000:]
     return world / work
 
@@ -104,3 +112,48 @@ def top10(world: Path, checkpoint: Path) -> np.ndarray:
     users = np.flatnonzero(split.evaluated)
     codes = user_codes(world / "users", [split.histories.user_ids[u] for u in users], model.vocabulary)
     return rank_users(model, split, users, "test", False, codes, top_k=10)["fused"]
+
+
+SPREADS = {"ddp": {}} | {f"zero {stage}": {"strategy": "deepspeed", "zero_stage": stage} for stage in range(4)}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_two_workers_have_the_curve_the_moments_and_the_answers_of_one(world: Path, alone: Path, spread: str) -> None:
+    """200 steps of the same global batch. Fault 17: the file that rank 0 writes holds what every rank knows, weights and moments, of the whole model."""
+    work = train(world, spread, 2, **SPREADS[spread])
+    assert losses(work) == pytest.approx(losses(alone), abs=1e-3)
+    np.testing.assert_array_equal(top10(world, work / "result"), top10(world, alone / "result"))
+    one, two = (torch.load(x / STATE, weights_only=True) for x in (alone, work))
+    assert set(one["moments"]) <= set(two["moments"])
+    for name, state in one["moments"].items():
+        assert float(state["step"]) == float(two["moments"][name]["step"]) == 200
+        for key in ("exp_avg", "exp_avg_sq"):
+            scale = max(float(state[key].abs().max()), 1e-6)
+            assert float((state[key] - two["moments"][name][key]).abs().max()) < 0.05 * scale, name
+
+
+@pytest.mark.parametrize(
+    ("before", "workers_before", "after", "workers_after"),
+    [("ddp", 1, "ddp", 2), ("zero 2", 2, "ddp", 1), ("ddp", 1, "zero 3", 2), ("zero 1", 2, "zero 1", 1)],
+)
+def test_a_killed_training_goes_on_under_another_number_of_workers(
+    world: Path, alone: Path, before: str, workers_before: int, after: str, workers_after: int
+) -> None:
+    work = f"{before}-{after}-{workers_after}"
+    train(world, work, workers_before, last=11, **SPREADS[before])
+    assert torch.load(world / work / STATE, weights_only=True)["progress"]["epoch"] == 12
+    train(world, work, workers_after, **SPREADS[after])
+    assert losses(world / work) == pytest.approx(losses(alone), abs=1e-3)
+    np.testing.assert_array_equal(top10(world, world / work / "result"), top10(world, alone / "result"))
+
+
+def test_a_step_in_parts_has_the_curve_of_the_whole_step(world: Path, alone: Path) -> None:
+    """To 1e-2: the balance loss of the experts, the one term that is not a sum over targets, is that of each part."""
+    assert losses(train(world, "parts", 1, accumulation=3)) == pytest.approx(losses(alone), abs=1e-2)
+
+
+def test_without_deepspeed_the_strategy_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check("ddp")
+    with pytest.raises(UGTError, match=r"deepspeed is not installed\. Run `pip install deepspeed"):
+        check("deepspeed")

@@ -44,12 +44,13 @@ class Written(NamedTuple):
 
 def encode(model: UGT, inputs: Mapping[str, Tensor], tables: CatalogueTables) -> Tensor:
     """State of every position, [B, T, D]; see `UGT.encode`."""
-    tokens_BTD = model.history(inputs["item_BL"], inputs["action_BL"], inputs["value_BL"], inputs["gap_BL"], inputs["user_BU"], tables.item_ID)
-    return encoded(model.encoder, tokens_BTD)
+    return encoded(model.encoder, model.history(inputs, tables.item_ID), inputs.get("gap_BL"))
 
 
-def encoded(encoder: Encoder, x_BTD: Tensor) -> Tensor:
+def encoded(encoder: Encoder, x_BTD: Tensor, gap_BL: Tensor | None) -> Tensor:
     """`Encoder.forward` in evaluation mode."""
+    if encoder.relative:  # one large product per block as it is
+        return encoder(x_BTD, gap_BL)
     (batch, positions), width = x_BTD.shape[:2], encoder.norm.normalized_shape[0]
     place_T = torch.arange(positions, device=x_BTD.device)
     future_TT = (place_T > place_T[:, None]).to(x_BTD.dtype) * HIDDEN
