@@ -101,7 +101,7 @@ def train_ugt(
     json_path: JsonPath = None,
 ) -> None:
     """The model: next-token, then contrastive, then DPO."""
-    from ray_app.pipeline import last_stage
+    from ray_app.steps import last_stage
 
     settings = settings_of(config, source, data_dir, imdb_dir, seed)
     if start is not None:

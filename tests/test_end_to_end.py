@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ray_app.pipeline import STEP_NAMES
+from ray_app.steps import STEP_NAMES
 from ugt.runtime import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent

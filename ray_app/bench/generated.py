@@ -69,13 +69,14 @@ def model(config: ModelConfig, ids: SemanticIds, seed: int) -> UGT:
 
 def model_of(settings: Settings, version: str) -> UGT:
     """The trained model behind a version in the registry. Raises UGTError if it or what it was made from is not there, or belongs to another catalogue."""
-    from ray_app import pipeline, serving
+    from ray_app import serving
+    from ray_app.steps import checkpoint
 
     steps = serving.find(settings, version).steps
-    checkpoint = pipeline.checkpoint(steps)
-    if checkpoint is None or "semantic_ids" not in steps:
+    weights = checkpoint(steps)
+    if weights is None or "semantic_ids" not in steps:
         raise UGTError(f"version {version} does not say which checkpoint it was made from. Make it again: ugt demo")
-    return load_checkpoint(checkpoint, steps["semantic_ids"])
+    return load_checkpoint(weights, steps["semantic_ids"])
 
 
 def write_version(made: UGT, folder: Path, precision: Precision = "fp32") -> Path:

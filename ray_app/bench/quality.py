@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ray_app import pipeline
+from ray_app import pipeline, steps
 from ray_app.cluster import connected
 from ray_app.jobs import root
 from ray_app.report import Progress, Usage, host
@@ -61,7 +61,7 @@ def run(flags: dict[str, Any], config: Path | None, budget_minutes: float, conso
         spent_before, cpu_before, begun = histories.seconds, usage.cpu_seconds, time.monotonic()
         pipeline.run(settings, progress, until="semantic_ids")
         settings = _within(settings, budget_minutes * 60 - spent_before - (time.monotonic() - begun))
-        made = pipeline.run(settings, progress, until=pipeline.last_stage(settings))
+        made = pipeline.run(settings, progress, until=steps.last_stage(settings))
         train_seconds = spent_before + time.monotonic() - begun
         cpu_seconds = usage.cpu_seconds - cpu_before
         evaluation = pipeline.run(settings, progress, until="evaluate")["evaluate"]
@@ -84,7 +84,7 @@ def run(flags: dict[str, Any], config: Path | None, budget_minutes: float, conso
 
 def _within(settings: Settings, seconds: float) -> Settings:
     """The settings with stage 1 given what is left of the budget after the later stages' own."""
-    stages = pipeline.stages(settings)
+    stages = steps.stages(settings)
     later = sum(getattr(settings.training, f"stage{n}").seconds for n in stages if n > 1)
     left = seconds - later - SECONDS_AFTER_STAGE * len(stages)
     if left < LEAST_TRAINING:
@@ -98,7 +98,7 @@ def _within(settings: Settings, seconds: float) -> Settings:
 
 def _report(settings: Settings, chosen: Path, minutes: float, made: dict[str, Artifact], evaluation: Artifact, text: Artifact | None) -> dict[str, Any]:
     measured = json.loads((evaluation.path / "metrics.json").read_text())
-    trained = made[pipeline.last_stage(settings)].manifest.figures
+    trained = made[steps.last_stage(settings)].manifest.figures
     stages = {name: made[name].manifest.figures for name in made if name.startswith("ugt_stage")}
     return {
         "source": settings.source,

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from ray_app import pipeline
+from ray_app import steps
 from ray_app.bench import quality
 from ugt.schema import UGTError
 from ugt.settings import load_settings
@@ -70,10 +70,10 @@ def test_a_budget_that_leaves_no_time_for_training_is_refused(ray_session: None,
 def test_a_recipe_is_a_preset_for_a_budget_and_a_kind_of_history(minutes: float, length: float, name: str) -> None:
     path = quality.recipe(minutes, length)
     assert path.name == f"{name}.yaml"
-    assert pipeline.stages(load_settings(path)) == [1]
+    assert steps.stages(load_settings(path)) == [1]
 
 
 def test_the_last_stage_that_is_trained_is_the_one_evaluated() -> None:
     settings = load_settings(None, {"training.stage3.epochs": 0})
-    assert pipeline.last_stage(settings) == "ugt_stage2"
-    assert pipeline.last_stage(load_settings(None)) == "ugt_stage3"
+    assert steps.last_stage(settings) == "ugt_stage2"
+    assert steps.last_stage(load_settings(None)) == "ugt_stage3"

@@ -85,9 +85,10 @@ class LevelHeads(nn.Module):
 
     def third_of_legal(self, h_MD: Tensor, item_MC: Tensor, legal_MC: Tensor, item_ID: Tensor) -> Tensor:
         """The same logits [M, C], 0 where no item is: most groups are far smaller than the largest, and only rows of items are copied."""
-        path_R = legal_MC.nonzero()[:, 0]
-        logit_R = (rows(self.query[2](h_MD), path_R) * rows(item_ID, item_MC[legal_MC])).sum(-1)
-        return logit_R.new_zeros(legal_MC.shape).masked_scatter(legal_MC, logit_R)
+        place_R = legal_MC.reshape(-1).nonzero()[:, 0]
+        query_RD = rows(self.query[2](h_MD), place_R // legal_MC.shape[1])
+        logit_R = (query_RD * rows(item_ID, item_MC.reshape(-1)[place_R])).sum(-1)
+        return logit_R.new_zeros(legal_MC.numel()).scatter(0, place_R, logit_R).view_as(legal_MC)
 
 
 class DenseHead(nn.Module):
