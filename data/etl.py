@@ -22,6 +22,7 @@ from data.distribute import Tables, frame, table
 from data.quality import BAD, Tally
 from data.sources import amazon, imdb, movielens, sequences
 from data.sources.rows import SourceFile, file_columns
+from ugt import holdout
 from ugt.artifacts import CREDITS, EVENTS, ITEMS, PEOPLE, QUARANTINE, USERS, write_table
 from ugt.schema import SourceKind, UGTError
 from ugt.settings import EtlConfig
@@ -91,15 +92,22 @@ def run(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None, config: 
         raise UGTError(f"the catalogue of {data_dir} is empty: no readable title is left (types kept: {', '.join(config.title_types)}). {_reasons(bad)}")
     people = _people(chosen, credits, config, tally, bad)
     figures: dict[str, Any] = {"source": kind, "items": items.num_rows, "people": people.num_rows, "credits": credits.num_rows}
-    write_table(items, out_dir / "items")
-    write_table(credits, out_dir / "credits")
     write_table(people, out_dir / "people")
     if kind == "imdb":
+        if config.hold_out:
+            raise UGTError("etl.hold_out needs events of people; those of --source imdb are generated from the catalogue. Set it to 0, or name another source.")
+        write_table(items, out_dir / "items")
+        write_table(credits, out_dir / "credits")
         figures |= write_events_for(items, credits, sample or SampleConfig(), out_dir)
     else:
         events, users = _events(kind, chosen, items, config, tally, bad)
         if events.num_rows == 0:
             raise UGTError(f"{', '.join(f.name for f in chosen.events.values())} hold no event of a known item. {_reasons(bad)}")
+        if config.hold_out:
+            items, credits, events, held_figures = _hold_out(items, credits, events, config, out_dir / holdout.FOLDER)
+            figures |= {"items": items.num_rows, "credits": credits.num_rows} | held_figures
+        write_table(items, out_dir / "items")
+        write_table(credits, out_dir / "credits")
         write_table(events, out_dir / "events")
         write_table(users, out_dir / "users")
         figures |= {"users": users.num_rows, "events": events.num_rows, "density": round(events.num_rows / (users.num_rows * items.num_rows), 6)}
@@ -109,6 +117,14 @@ def run(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None, config: 
     quarantine = quarantine.with_columns(file=pl.col("table").replace_strict(names, default=None, return_dtype=pl.String))
     write_table(table(quarantine, QUARANTINE), out_dir / "quarantine")
     return figures | {"tables": tally.figures(), "quarantined": quarantine.height, "covered_by_imdb": _covered(chosen, items)}
+
+
+def _hold_out(items: pa.Table, credits: pa.Table, events: pa.Table, config: EtlConfig, folder: Path) -> tuple[pa.Table, pa.Table, pa.Table, dict[str, Any]]:
+    """What is kept of the tables, and figures; the rest goes to `folder`, where no step of the training looks."""
+    parted = holdout.part(items, credits, events, config.hold_out, config.hold_out_seed)
+    for name, held in (("items", parted.held_items), ("credits", parted.held_credits), ("events", parted.held_events)):
+        write_table(held, folder / name)
+    return parted.items, parted.credits, parted.events, {"held_out_items": parted.held_items.num_rows, "held_out_events": parted.held_events.num_rows}
 
 
 def _catalogue(kind: SourceKind, chosen: Plan, config: EtlConfig, tally: Tally, bad: list[pa.Table]) -> tuple[pa.Table, pa.Table]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from ugt.artifacts import Artifact, usable_folder, write_text
+from ray_app.cli_bench import bench_app
+from ray_app.cli_cluster import cluster_app, job_app
+from ray_app.cli_options import ConfigPath, DataDir, ImdbDir, JsonPath, Seed, Source, console, settings_of, writable, write_json
+from ugt.artifacts import Artifact
 from ugt.schema import UGTError
-from ugt.settings import Settings, load_settings
-
-console = Console(width=None if sys.stdout.isatty() else 140)
+from ugt.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Generative recommendation as one Ray application.")
 data_app = typer.Typer(no_args_is_help=True, help="Sources to canonical tables, features and histories.")
@@ -24,9 +24,6 @@ train_app = typer.Typer(no_args_is_help=True, help="Vectors, semantic IDs and th
 export_app = typer.Typer(no_args_is_help=True, help="The model for other runtimes.")
 models_app = typer.Typer(no_args_is_help=True, help="Versions in the registry.")
 serve_app = typer.Typer(no_args_is_help=True, help="The serving graph.")
-job_app = typer.Typer(no_args_is_help=True, help="Any ugt command as a Ray job.")
-cluster_app = typer.Typer(no_args_is_help=True, help="A local Ray head that stays up, for jobs.")
-bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks.")
 for name, group in (
     ("data", data_app),
     ("train", train_app),
@@ -38,46 +35,6 @@ for name, group in (
     ("bench", bench_app),
 ):
     app.add_typer(group, name=name)
-
-ConfigPath = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML); presets are in configs/.")]
-Source = Annotated[str | None, typer.Option(help="sample, imdb, movielens, amazon or sequences.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with that source's files.")]
-ImdbDir = Annotated[Path | None, typer.Option(help="Folder with IMDb's TSV files, joined to MovieLens by its links.")]
-Seed = Annotated[int | None, typer.Option(help="One seed for everything.")]
-JsonPath = Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")]
-Address = Annotated[str, typer.Option(help="Address of the Ray dashboard, default http://127.0.0.1:8265.")]
-
-
-def settings_of(
-    config: Path | None, source: str | None = None, data_dir: Path | None = None, imdb_dir: Path | None = None, seed: int | None = None, **flags: Any
-) -> Settings:
-    def absolute(path: Path | None) -> str | None:
-        return str(path.absolute()) if path else None
-
-    settings = load_settings(config, {"source": source, "data_dir": absolute(data_dir), "imdb_dir": absolute(imdb_dir), "seed": seed, **flags})
-    if data_dir and settings.source == "sample":
-        raise UGTError(f"--data-dir {data_dir} needs --source (imdb, movielens, amazon or sequences): without it a sample would be generated.")
-    return settings
-
-
-def writable(path: Path | None, flag: str) -> None:
-    """Raises UGTError if the file of a flag cannot be written: now, not after minutes of work."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UGTError(f"{flag}: {path} is a folder. Give the path of a file.")
-    usable_folder(path.absolute().parent, flag)
-
-
-def write_json(path: Path | None, report: Any) -> None:
-    if path is None:
-        return
-    writable(path, "--json")
-    try:
-        write_text(path, json.dumps(report, indent=1, default=str) + "\n")
-    except OSError as error:
-        raise UGTError(f"cannot write {path}: {error.strerror}. Give --json a path that can be written.") from error
-    console.print(f" figures written to {path}", highlight=False, soft_wrap=True)
 
 
 def run_until(step: str, settings: Settings, json_path: Path | None = None, also: tuple[str, ...] = ()) -> dict[str, Artifact]:
@@ -144,7 +101,7 @@ def train_ugt(
     json_path: JsonPath = None,
 ) -> None:
     """The model: next-token, then contrastive, then DPO."""
-    from ray_app.pipeline import last_stage
+    from ray_app.steps import last_stage
 
     settings = settings_of(config, source, data_dir, imdb_dir, seed)
     if start is not None:
@@ -173,6 +130,27 @@ def _weights(settings: Settings, start: str) -> Path:
 
 
 _step_command(export_app, "onnx", "export", "The constrained decode as ONNX graphs, checked against PyTorch.")
+
+
+@export_app.command("triton")
+def export_triton(
+    out: Annotated[Path, typer.Option(help="Model repository to write into.")],
+    config: ConfigPath = None,
+    version: Annotated[str, typer.Option(help="A version, or production.")] = "production",
+    name: Annotated[str, typer.Option(help="Name of the model; the other strategies append theirs.")] = "ugt",
+    provider: Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")] = "cpu",
+    json_path: JsonPath = None,
+) -> None:
+    """A Triton model repository of a version: config.pbtxt and graph per decoding strategy, the tables beside them."""
+    from ray_app import serving
+    from train.triton import write_repository
+
+    writable(json_path, "--json")
+    found = serving.find(settings_of(config), version)
+    folders = write_repository(found.folder, out, name, provider)  # type: ignore[arg-type]  # a name that is none is refused there
+    for folder in folders.values():
+        console.print(f" written       {folder}", highlight=False, soft_wrap=True)
+    write_json(json_path, {"version": found.number, "models": {model: str(folder) for model, folder in folders.items()}})
 
 
 @data_app.command("materialize")
@@ -354,147 +332,6 @@ def serve_config() -> None:
     from ray_app.jobs import root
 
     console.print((root() / "configs" / "serve.yaml").read_text(), highlight=False, markup=False, soft_wrap=True)
-
-
-@bench_app.command("serve")
-def bench_serve(
-    config: ConfigPath = None,
-    requests: Annotated[int, typer.Option(help="Requests in all.")] = 10_000,
-    concurrency: Annotated[int, typer.Option(help="Clients of the second part.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of users, filters and sizes.")] = 0,
-    json_path: JsonPath = None,
-) -> None:
-    """Load on the production version: latency, throughput, and every answer judged for illegal items."""
-    from ray_app import serving
-    from ray_app.bench import serve as bench
-    from ray_app.cluster import connected
-
-    settings = settings_of(config)
-    version = serving.find(settings)
-    serving.app.check_port(settings.serve.host, settings.serve.port)
-    writable(json_path, "--json")
-    with connected(settings.ray), serving.served(settings, version) as base_url:
-        before = serving.shown_before(settings, version)
-        etl_dir, histories_dir = version.steps["etl"], version.steps["histories"]
-        report = bench.run(base_url, etl_dir, histories_dir, requests=requests, concurrency=concurrency, seed=seed, before=before)
-    console.print_json(json.dumps(report))
-    write_json(json_path, report)
-    if report["illegal"]:
-        raise UGTError(f"{report['illegal']} illegal items were recommended: see `faults` above.")
-
-
-@bench_app.command("train")
-def bench_train(
-    config: ConfigPath = None,
-    items: Annotated[int, typer.Option(help="Items of the generated catalogue.")] = 12_101,
-    mean_length: Annotated[float, typer.Option(help="Mean length of the generated histories.")] = 7.0,
-    vector_width: Annotated[int, typer.Option(help="Columns of an item's content vector.")] = 300,
-    steps: Annotated[int, typer.Option(help="Training steps of a turn.")] = 10,
-    rounds: Annotated[int, typer.Option(help="Turns of each kind.")] = 5,
-    json_path: JsonPath = None,
-) -> None:
-    """Positions trained per second, share of the arithmetic limit, two workers against one; one thread each."""
-    from ray_app.bench import train as bench
-
-    settings = settings_of(config)
-    writable(json_path, "--json")
-    one_thread = settings.training.model_copy(update={"threads": 1})
-    report = bench.run(settings.model, one_thread, items=items, mean_length=mean_length, vector_width=vector_width, steps=steps, rounds=rounds)
-    console.print_json(json.dumps({k: v for k, v in report.items() if k not in ("model", "training", "host")}))
-    write_json(json_path, report)
-
-
-@bench_app.command("quality")
-def bench_quality(
-    config: ConfigPath = None,
-    source: Source = None,
-    data_dir: DataDir = None,
-    imdb_dir: ImdbDir = None,
-    budget_minutes: Annotated[float, typer.Option(help="Wall time from parsed events to the last checkpoint.")] = 3.0,
-    seed: Seed = None,
-    text: Annotated[bool, typer.Option(help="Text vectors of the items (their encoding is timed apart).")] = True,
-    json_path: JsonPath = None,
-    predictions: Annotated[Path | None, typer.Option(help="Also write the top-50 of every test user here (Parquet).")] = None,
-) -> None:
-    """Train within a budget of wall time from raw files, and evaluate beside the baselines."""
-    from ray_app.bench import quality as bench
-
-    writable(json_path, "--json")
-    writable(predictions, "--predictions")
-    settings = settings_of(config, source, data_dir, imdb_dir, seed)
-    flags = {"source": settings.source, "data_dir": settings.data_dir, "imdb_dir": settings.imdb_dir, "seed": settings.seed}
-    report = bench.run(flags | ({} if text else {"text.enabled": False}), config, budget_minutes, console, predictions)
-    for head in ("fused", "generative", "dense"):
-        rows = "   ".join(f"{rule} R@10 {report[head][rule]['recall@10']:.4f} N@10 {report[head][rule]['ndcg@10']:.4f}" for rule in ("unfiltered", "filtered"))
-        console.print(f" {head:<13} {rows}", highlight=False, soft_wrap=True)
-    console.print(f" {report['train_seconds']:.0f} s of {budget_minutes * 60:.0f} s, {report['params']:,} parameters", highlight=False)
-    write_json(json_path, report)
-
-
-@job_app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def job_submit(context: typer.Context, address: Address = "", wait: Annotated[bool, typer.Option(help="Follow the log to the end.")] = True) -> None:
-    """Run `ugt ARGUMENTS` as a Ray job: ugt job submit -- demo --source sample."""
-    from ray_app import jobs
-
-    env = {name: value for name, value in os.environ.items() if name.startswith("UGT_")} | {"UGT_HOME": str(settings_of(None).home)}
-    job_id = jobs.submit(address, [a for a in context.args if a != "--"], env)
-    console.print(f" submitted {job_id}", highlight=False)
-    if wait and not jobs.follow(address, job_id):
-        raise UGTError(f"job {job_id} did not succeed: its log is above, or `ugt job logs {job_id}`.")
-
-
-@job_app.command("list")
-def job_list(address: Address = "") -> None:
-    """Jobs of the cluster, newest first."""
-    from ray_app import jobs
-
-    for row in jobs.listing(address):
-        console.print(f" {row['id']:<28} {row['status']:<10} {row['command']}", highlight=False, markup=False)
-
-
-@job_app.command("logs")
-def job_logs(job_id: str, address: Address = "") -> None:
-    """The log of a job."""
-    from ray_app import jobs
-
-    sys.stdout.write(jobs.logs(address, job_id))
-
-
-@job_app.command("stop")
-def job_stop(job_id: str, address: Address = "") -> None:
-    """Stop a job."""
-    from ray_app import jobs
-
-    console.print(f" {job_id} {'stopping' if jobs.stop(address, job_id) else 'had already ended'}", highlight=False)
-
-
-@cluster_app.command("up")
-def cluster_up(config: ConfigPath = None) -> None:
-    """Start a local Ray head on loopback and leave it up."""
-    from ray_app import head
-
-    status = head.up(settings_of(config))
-    console.print(f" up            {status['address']}   dashboard {status['dashboard']}", highlight=False)
-    console.print(" next          ugt job submit -- demo   ·   ugt cluster down", highlight=False)
-
-
-@cluster_app.command("status")
-def cluster_status(config: ConfigPath = None, json_path: JsonPath = None) -> None:
-    """Whether the head is up, and where its dashboard is."""
-    from ray_app import head
-
-    status = head.state(settings_of(config))
-    console.print(f" {'up' if status['up'] else 'down'}   {status['address']}   {status['dashboard']}", highlight=False)
-    write_json(json_path, status)
-
-
-@cluster_app.command("down")
-def cluster_down(config: ConfigPath = None) -> None:
-    """End the head that `up` started, and no other Ray process of the machine."""
-    from ray_app import head
-
-    ended = head.down(settings_of(config))
-    console.print(f" {f'{ended} processes ended' if ended else 'no head of ours was up'}", highlight=False)
 
 
 def main() -> None:

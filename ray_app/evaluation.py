@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ray_app.pipeline import curve_dirs
 from ray_app.report import curves_table
+from ray_app.steps import curve_dirs
 from ugt import comparison, report_page
 from ugt.artifacts import Artifact, ArtifactStore, write_text
 from ugt.registry import Registry

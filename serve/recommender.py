@@ -190,7 +190,7 @@ class Recommender:
             values=[float("nan") if e.value is None else e.value for e in events],
             timestamps=[e.timestamp for e in events],
             now=int(time.time()) if timestamp is None else timestamp,
-            user={} if profile is None else {name: getattr(profile, name) for name in USER_ATTRIBUTES},
+            user={} if profile is None else {a.field: getattr(profile, a.field) for a in USER_ATTRIBUTES.values()},
             exclude=request.exclude,
             filter_key=request.key,
             strategy=request.body.decoding,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray_app.pipeline import STEP_NAMES
+from ray_app.steps import STEP_NAMES
 
 
 def test_the_job_was_shown(tiny_run) -> None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import polars as pl
 
-from ray_app.pipeline import STEP_NAMES
+from ray_app.steps import STEP_NAMES
+from ugt.runtime import STRATEGIES
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_report_has_every_promised_field(tiny_run) -> None:
@@ -44,3 +53,16 @@ def test_metrics_can_be_recomputed_from_the_predictions(tiny_run) -> None:
         assert rows.height == last.height, head
         hits = rows.select(pl.col("item_ids").list.head(10).list.contains(pl.col("target")).mean()).item()
         assert abs(hits - tiny_run.report["metrics"][name]["recall@10"]) < 1e-9, head
+
+
+def test_evaluate_with_curves_measures_every_strategy_and_draws_them(tiny_run, tmp_path: Path) -> None:
+    env = os.environ | {"UGT_HOME": str(tiny_run.home), "UGT_RAY__DASHBOARD_PORT": "8465"}
+    flags = ["--config", "configs/tiny.yaml", "--curves", "--json", str(tmp_path / "figures.json"), "--report", str(tmp_path / "page.html")]
+    done = subprocess.run([sys.executable, "-m", "ray_app", "evaluate", *flags], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert {name.split(",")[0] for name in report["curves"]["curves"]} == set(STRATEGIES)
+    assert report["metrics"] == tiny_run.report["metrics"]  # the evaluation itself was kept
+    page = (tmp_path / "page.html").read_text()
+    assert "Accuracy and diversity" in page
+    assert all(name.replace("_", " ") in page for name in report["curves"]["curves"])

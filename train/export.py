@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 from train import warm_start
 from train.agreement import beam_against_exact, compare
 from train.graph import table_arrays, write_graphs
-from ugt import runtime
+from ugt import insertion, runtime
 from ugt.artifacts import ITEMS, read_table, write_text
 from ugt.histories import HistoryConfig
-from ugt.model.config import DecodingConfig, ExportConfig
+from ugt.insertion import Embedder
+from ugt.model.config import DecodingConfig, ExportConfig, Precision
 from ugt.model.ugt import UGT
 from ugt.schema import UGTError
 from ugt.scoring import CARD, WEIGHTS, catalogue_hash, load_checkpoint, read_card
@@ -42,7 +43,7 @@ def run(
     config: ExportConfig = ExportConfig(),
 ) -> dict[str, Any]:
     """Write a version folder: a graph per decoding strategy, `tables.npz`, `item_vectors.npy` (dense head), `items.parquet` (canonical items with l1, l2,
-    l3), `card.json`.
+    l3), `insertion.npz` (what rows of new items are made of), `card.json`.
 
     The graphs are then compared with PyTorch on the test requests of up to `check_users` users, seen items excluded. `evaluate_dir` holds `metrics.json` for
     the card. Returns the figures of that comparison. Raises UGTError if they differ by more than `train.agreement.tolerance`.
@@ -51,10 +52,7 @@ def run(
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     model, about = load_checkpoint(checkpoint_dir, semantic_ids_dir), read_card(checkpoint_dir)
-    write_graphs(model, out_dir, config.precision)
-    tables = table_arrays(model)
-    np.savez(out_dir / runtime.TABLES, **tables)  # type: ignore[arg-type]
-    np.save(out_dir / runtime.VECTORS, tables["item_ID"][1:])
+    write_model(model, out_dir, config.precision)
     _write_items(model, Path(etl_dir), out_dir / runtime.ITEM_TABLE)
     (out_dir / warm_start.FOLDER).mkdir(exist_ok=True)  # the weights, for a later `ugt train ugt --from`; their item vectors are above
     for name in (WEIGHTS, CARD, warm_start.TABLE, warm_start.CODEBOOKS):
@@ -81,6 +79,15 @@ def run(
     write_text(out_dir / runtime.CARD, json.dumps(card | {"check": figures}, indent=1))
     size = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
     return figures | {"megabytes": round(size / 1e6, 2), "seconds": round(time.monotonic() - started, 1)}
+
+
+def write_model(model: UGT, folder: Path, precision: Precision = "fp32") -> None:
+    """What a version holds of the model itself: the graphs, `tables.npz`, `item_vectors.npy` and `insertion.npz`."""
+    write_graphs(model, folder, precision)
+    tables = table_arrays(model)
+    np.savez(folder / runtime.TABLES, **tables)  # type: ignore[arg-type]
+    np.save(folder / runtime.VECTORS, tables["item_ID"][1:])
+    Embedder.of(model.items).save(folder / insertion.FILE)
 
 
 def _write_items(model: UGT, etl_dir: Path, path: Path) -> None:

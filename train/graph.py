@@ -9,6 +9,7 @@ Shapes: as in `ugt/decoding.py`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,49 +31,24 @@ OPSET = 18
 
 
 class DecodeGraph(nn.Module):
-    """History and constraints in, items out: what the graph of a strategy computes. The arguments are the graph's inputs, in this order."""
+    """History and constraints in, items out: what the graph of a strategy computes. The arguments are the arrays of `example_inputs`, in its order."""
 
-    def __init__(self, model: UGT, strategy: DecodingStrategy = "beam"):
+    def __init__(self, model: UGT, names: Sequence[str], strategy: DecodingStrategy = "beam"):
         super().__init__()
-        self.model, self.strategy = model, strategy
+        self.model, self.names, self.strategy = model, list(names), strategy
 
-    def forward(
-        self,
-        item_BL: Tensor,
-        action_BL: Tensor,
-        value_BL: Tensor,
-        gap_BL: Tensor,
-        length_B: Tensor,
-        user_BU: Tensor,
-        context_B: Tensor,
-        exclude_BX: Tensor,
-        filter_B: Tensor,
-        prior_BK: Tensor,
-        beam_W: Tensor,
-        third_C: Tensor,
-        slot_allowed_FS: Tensor,
-        group_live_FG: Tensor,
-        first_live_FK: Tensor,
-        item_ID: Tensor,
-        first_KD: Tensor,
-        group_GD: Tensor,
-        group_start_G: Tensor,
-        group_count_G: Tensor,
-        slot_item_S: Tensor,
-        item_slot_N: Tensor,
-        item_group_N: Tensor,
-        *of_strategy: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        tables = CatalogueTables(item_ID, first_KD, group_GD, group_start_G, group_count_G, slot_item_S, item_slot_N, item_group_N)
-        limits = Constraints(exclude_BX, filter_B, slot_allowed_FS, group_live_FG, prior_BK, first_live_FK, item_BL)
-        inputs = {"item_BL": item_BL, "action_BL": action_BL, "value_BL": value_BL, "gap_BL": gap_BL, "user_BU": user_BU}
-        given = (self.model, encode(self.model, inputs, tables), length_B, context_B, tables, limits, beam_W, third_C)
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        given = dict(zip(self.names, arrays, strict=True))
+        tables = CatalogueTables(*(given[name] for name in CatalogueTables._fields))
+        limits = Constraints(**{name: given[name] for name in Constraints._fields if name in given}, read_BL=given["item_BL"])
+        state_BTD = encode(self.model, given, tables)
+        request = (self.model, state_BTD, given["length_B"], given["context_B"], tables, limits, given["beam_W"], given["third_C"])
         if self.strategy == "nucleus":
-            beams = nucleus(*given, Sampling(*of_strategy))
+            beams = nucleus(*request, Sampling(*(given[name] for name in Sampling._fields)))
         elif self.strategy == "diverse_beam":
-            beams = diverse_beam(*given, *of_strategy)
+            beams = diverse_beam(*request, given["penalty_B"])
         else:
-            beams = beam_search(*given)
+            beams = beam_search(*request)
         return beams.item_BW, beams.log_prob_BW, beams.user_BD
 
 
@@ -80,7 +56,7 @@ def example_inputs(model: UGT, strategy: DecodingStrategy = "beam") -> dict[str,
     """One small request of every input of a strategy's graph, with no dimension equal to 1, so that none is taken for a constant."""
     b, length, beams, filters, exclusions = 3, 5, 7, 2, 4
     items, rows = model.items, torch.arange(b)
-    history = {name: torch.ones(b, length, dtype=torch.int64) for name in ("item_BL", "action_BL", "value_BL", "gap_BL")}
+    history = {name: torch.ones(b, length, dtype=torch.int64) for name in model.history.inputs}
     tables = {name: torch.from_numpy(array) for name, array in table_arrays(model).items()}
     of_strategy: dict[str, Tensor] = {}
     if strategy == "diverse_beam":
@@ -91,7 +67,7 @@ def example_inputs(model: UGT, strategy: DecodingStrategy = "beam") -> dict[str,
     return {
         **history,
         "length_B": rows + 2,
-        "user_BU": torch.zeros(b, 3, dtype=torch.int64),
+        "user_BU": torch.zeros(b, len(model.vocabulary.sizes), dtype=torch.int64),
         "context_B": rows,
         "exclude_BX": torch.full((b, exclusions), -1, dtype=torch.int64),
         "filter_B": torch.zeros(b, dtype=torch.int64),
@@ -126,7 +102,7 @@ def write_graph(model: UGT, path: Path, strategy: DecodingStrategy = "beam", pre
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer names every Python branch; all of ours depend on the module's structure, none on data
         torch.onnx.export(
-            DecodeGraph(model, strategy).eval(),
+            DecodeGraph(model, list(inputs), strategy).eval(),
             tuple(inputs.values()),
             str(path),
             input_names=list(inputs),

@@ -2,7 +2,7 @@
 
 Choices: an epoch is the unit of resume. All randomness of an epoch follows from (seed, epoch, rank), so a redone epoch gives the same numbers; the
 checkpoint (weights, optimizer, average, epoch, best so far, curve) is one file, written aside and renamed. The schedule is a function of the step (or,
-where the plan has a budget of seconds, of the clock), not a state. A loss that isn't finite stops the training and leaves the last good checkpoint.
+where a budget of seconds ends first, of the clock), not a state. A loss that isn't finite stops the training and leaves the last good checkpoint.
 
 The loop knows modules and batches, not recommenders; how a step is spread over workers is in `train/engines.py`. It runs in each worker of a Ray Train
 group; alone, it is one worker. A checkpoint says nothing of the number of workers: a training goes on under any other.
@@ -50,7 +50,7 @@ class Plan:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     strategy: Literal["ddp", "deepspeed"] = "ddp"
     zero_stage: int = 1
-    seconds: float = 0.0  # wall time of the training, first and last validation included; it then ends by the clock and not after `epochs`
+    seconds: float = 0.0  # most wall time of the training, first and last validation included; 0: no limit. It ends by the clock or after `epochs`
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Progress:
 
 
 class Clock:
-    """The share of the training that is done: counted in steps, or in a budget of seconds, which is then rank 0's clock for all workers.
+    """The share of the training that is done: of its steps, or of its budget of seconds by rank 0's clock, whichever is further.
 
     From the first validation's duration the clock knows what the last one will take, and keeps that time back.
     """
@@ -93,7 +93,7 @@ class Clock:
         """0 at the start, 1 or more at the end. `by_steps`: the share of the epochs' steps."""
         if not self.plan.seconds:
             return by_steps
-        share = torch.tensor(self.seconds / max(1e-9, self.plan.seconds - self.kept_back))
+        share = torch.tensor(max(by_steps, self.seconds / max(1e-9, self.plan.seconds - self.kept_back)))
         if self.workers > 1:
             dist.broadcast(share, 0)
         return float(share)

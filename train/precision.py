@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from ugt.model.config import Precision
 
-SCORES = ("Where", "LogSoftmax", "Softmax", "TopK", "Pad", "CumSum")  # what makes or reads scores; softmax too, of attention: its logits are masked
+SCORES = ("Where", "LogSoftmax", "Softmax", "TopK", "Pad", "CumSum", "ScatterElements")  # what makes or reads scores, attention's too: its logits are masked
 FLOAT_INPUTS = ("prior_BK", "penalty_B", "temperature_B", "top_p_B", "noise_BK", "noise_BWK", "noise_BWC")
 ROUTER = "router"  # part of the names of its nodes: rounding its logits would send tokens to other experts
 

@@ -9,7 +9,7 @@ Shapes: U users of a block or all, K places of a ranking (-1 where there are few
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,10 @@ class Workload:
     segment_U: np.ndarray
     rules: tuple[bool, ...] = (True, False)  # filtered, unfiltered
     only: tuple[str, ...] | None = None  # of the baselines; None: all
+
+    def of(self, some_U: np.ndarray) -> Workload:
+        """Some of the users, by their places here."""
+        return replace(self, rows_U=self.rows_U[some_U], codes_UA=self.codes_UA[some_U], segment_U=self.segment_U[some_U])
 
     @property
     def target_U(self) -> np.ndarray:

@@ -12,22 +12,24 @@ from threadpoolctl import threadpool_limits
 
 from ugt.artifacts import ITEMS, read_table, write_text
 from ugt.fusion import VectorSpace, principal_axes
+from ugt.insertion import ESTIMATED
+from ugt.new_vectors import NewVectors
 from ugt.quantizer import Codebooks, fit_residual_kmeans, localise, quantise
 from ugt.schema import UGTError
 from ugt.semantic_ids import SemanticIdConfig, SemanticIds, code_sizes
 
 
 def run(etl_dir: Path, fusion_dir: Path | None, word2vec_dir: Path, config: SemanticIdConfig, out_dir: Path, text_dir: Path | None = None) -> dict[str, Any]:
-    """Write `semantic_ids.parquet`, `codebooks.npz`, `vector_space.npz`, `health.json`, `item_vectors.npy` (float32 [N, D], what was quantised).
+    """Write `semantic_ids.parquet`, `codebooks.npz`, `vector_space.npz`, `health.json`, `item_vectors.npy` (float32 [N, D], what was quantised), and
+    `estimated_vectors.npy` (the same as if each item were new) where the config asks for it.
 
     The vector space joins, in this order, those of fused, text, word2vec and co-occurrence vectors whose weight is above 0; the axes of text are in
     `text_axes.npy`. Without text vectors (`text_dir` None) their weight counts for nothing. Figures are the health report. Raises UGTError if the vectors are
     not those of this catalogue.
     """
     items = read_table(etl_dir / "items", ITEMS).sort_by("item_index")
-    weights = {"fused": config.fused_weight, "text": config.text_weight, "word2vec": config.word2vec_weight, "cooccurrence": config.cooccurrence_weight}
     folders = {"fused": fusion_dir, "text": text_dir, "word2vec": word2vec_dir, "cooccurrence": word2vec_dir}
-    blocks = {name: np.load(folder / f"{name}.npy") for name, folder in folders.items() if folder is not None and weights[name] > 0}
+    blocks = {name: np.load(folder / f"{name}.npy") for name in config.blocks(text_dir is not None) if (folder := folders[name]) is not None}
     if any(len(block) != items.num_rows for block in blocks.values()):
         sizes = ", ".join(f"{len(block):,} {name}" for name, block in blocks.items())
         raise UGTError(f"semantic_ids: {items.num_rows:,} items, but vectors of {sizes}. Run the steps before again.")
@@ -36,7 +38,7 @@ def run(etl_dir: Path, fusion_dir: Path | None, word2vec_dir: Path, config: Sema
             axes_TW = principal_axes(blocks["text"], config.text_width)
             blocks["text"] = blocks["text"].astype(np.float32) @ axes_TW
         np.save(out_dir / "text_axes.npy", axes_TW)
-    space = VectorSpace.fit(list(blocks.values()), [weights[name] for name in blocks])
+    space = VectorSpace.fit(list(blocks.values()), [getattr(config, f"{name}_weight") for name in blocks])
     k1, k2, k3 = code_sizes(items.num_rows, config)
     # sums of BLAS depend on how many threads share them
     with threadpool_limits(config.threads):
@@ -53,6 +55,10 @@ def run(etl_dir: Path, fusion_dir: Path | None, word2vec_dir: Path, config: Sema
     codebooks.save(out_dir / "codebooks.npz")
     space.save(out_dir / "vector_space.npz")
     np.save(out_dir / "item_vectors.npy", x_ND)
+    if config.estimate:
+        with threadpool_limits(config.threads):
+            new = NewVectors.load(config, out_dir, word2vec_dir, text_dir, fusion_dir)
+            np.save(out_dir / ESTIMATED, new.of_catalogue(blocks.get("fused")))
     health = ids.health() | shares | {"method": config.method, "width": x_ND.shape[1]}
     write_text(out_dir / "health.json", json.dumps(health, indent=1))
     return health

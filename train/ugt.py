@@ -154,7 +154,7 @@ def _start(task: dict[str, Any], config: ModelConfig) -> tuple[UGT, dict[str, An
     semantic_ids_dir = Path(task["semantic_ids_dir"])
     if task["init_dir"] is None:
         people = read_table(Path(task["users_dir"]), USERS)
-        vocabulary = UserVocabulary.fit(people["gender"].to_pylist(), people["occupation"].to_pylist())
+        vocabulary = UserVocabulary.fit({name: people[name].to_pylist() for name in people.column_names}, config.user_attributes)
         return new_model(config, semantic_ids_dir, vocabulary), {}
     if task["stage"] == 1:
         return warm_start.start(Path(task["init_dir"]), config, semantic_ids_dir)

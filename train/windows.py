@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ugt.histories import Split
-from ugt.model.inputs import context_codes, gap_between, value_codes
+from ugt.model.inputs import EVENT_ATTRIBUTES, Events, context_codes, event_inputs
 
 
 class Window(NamedTuple):
@@ -85,14 +85,9 @@ class TrainingWindows:
         base_B, length_B, width_B = h.offsets[user_B], end_B - 1 - start_B, end_B - first_B
         read_BL, event_BL = _grid(base_B + start_B, length_B, max(1, int(length_B.max())))
         predicted_BQ, target_BQ = _grid(base_B + first_B, width_B, int(width_B.max()))
-        before_BL = np.concatenate([read_BL[:, :1], read_BL[:, :-1]], axis=1)
-        later_BL = event_BL & (np.arange(event_BL.shape[1]) > 0)  # the gap before the first event of a window is unknown
-        times, before = h.timestamps[read_BL], h.timestamps[before_BL]
-        inputs = {
-            "item_BL": np.where(event_BL, h.items[read_BL].astype(np.int64) + 1, 0),
-            "action_BL": np.where(event_BL, h.actions[read_BL], 0).astype(np.int64),
-            "value_BL": np.where(event_BL, value_codes(h.values[read_BL]), 0),
-            "gap_BL": np.where(later_BL, gap_between(before, times), 0),
+        columns = (h.items[read_BL].astype(np.int64) + 1, h.actions[read_BL].astype(np.int64), h.values[read_BL], h.timestamps[read_BL])
+        events = Events(*(np.where(event_BL, column_BL, 0) for column_BL in columns))  # the gap before the first event of a window is unknown
+        inputs = event_inputs(events) | {
             "length_B": length_B,
             "user_BU": self.user_UA[user_B],
             "position_BQ": np.where(target_BQ, np.arange(target_BQ.shape[1]) + (first_B - start_B)[:, None], 0),
@@ -104,12 +99,12 @@ class TrainingWindows:
 
     def codes_read(self) -> dict[str, list[NDArray[np.int64]]]:
         """By input, the codes that one epoch reads in each of its tables: what of the model's small tables is trained at all."""
-        read: dict[str, list[set[int]]] = {name: [set()] for name in ("action", "value", "gap", "context")}
+        read: dict[str, list[set[int]]] = {name: [set()] for name in (*EVENT_ATTRIBUTES, "context")}
         read["user"] = [set() for _ in range(self.user_UA.shape[1])]
         for part in self.epoch(0):
             inputs = self.batch(part).inputs
             event, target = inputs["item_BL"] > 0, inputs["target_BQ"] > 0
-            for name in ("action", "value", "gap"):
+            for name in EVENT_ATTRIBUTES:
                 read[name][0].update(np.unique(inputs[f"{name}_BL"][event]).tolist())
             read["context"][0].update(np.unique(inputs["context_BQ"][target]).tolist())
             for table, column in zip(read["user"], inputs["user_BU"].T, strict=True):

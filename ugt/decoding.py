@@ -64,11 +64,11 @@ def constraints(
     for row, x in enumerate(exclude):
         exclude_BX[row, : len(x)] = torch.as_tensor(np.asarray(x, dtype=np.int64))
     slot_S = model.items.slot_item_S
-    allowed_S = slot_S >= 0
+    allowed_S, live_G = slot_S >= 0, model.items.group_count_G
     if allowed_N is not None:
         allowed_S = allowed_S & torch.as_tensor(allowed_N)[slot_S.clamp(min=0)]
-    group_S = torch.where(slot_S >= 0, model.items.group_N[slot_S.clamp(min=0)], 0)
-    live_G = torch.zeros_like(model.items.group_count_G).index_add(0, group_S, allowed_S.long())
+        group_S = torch.where(slot_S >= 0, model.items.group_N[slot_S.clamp(min=0)], 0)
+        live_G = torch.zeros_like(live_G).index_add(0, group_S, allowed_S.long())
     prior = torch.zeros(b, model.items.k1) if prior_BK is None else prior_BK
     first_live_K = live_G.view(model.items.k1, model.items.k2).sum(1)
     read = torch.zeros(b, 1, dtype=torch.int64) if read_BL is None else read_BL

@@ -161,9 +161,15 @@ class HistoryConfig(Config):
 def load(folder: Path) -> Histories:
     """Histories from the artifact of `data.histories` (the step's folder, or the dataset in it). Raises UGTError if there is none."""
     folder = Path(folder)
-    table = read_table(folder / "histories" if (folder / "histories").is_dir() else folder, HISTORIES).combine_chunks()
+    table = read_table(folder / "histories" if (folder / "histories").is_dir() else folder, HISTORIES)
     if table.num_rows == 0:
         raise UGTError(f"{folder} holds no history: the source has no events of known items. Check its events, then run `ugt data histories` again.")
+    return of_table(table)
+
+
+def of_table(table: pa.Table) -> Histories:
+    """Histories of HISTORIES rows."""
+    table = table.combine_chunks()
 
     def flat(name: str) -> pa.Array:
         return table[name].combine_chunks().flatten()

@@ -10,6 +10,7 @@ Shapes: B requests, W beams, N items, S slots, G groups, C slots of the largest 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,6 +98,21 @@ class Generator:
     def k2(self) -> int:
         return len(self.tables["group_count_G"]) // self.k1
 
+    def with_catalogue(self, tables: Mapping[str, NDArray]) -> Generator:
+        """This version with other tables (`ugt.insertion.extend`): new items without a new graph. Loaded graphs are shared; `self` answers as before, so a
+        replica puts the new one in its place between two batches. Raises UGTError if the tables are not of this version's sizes."""
+        if set(tables) != set(self.tables) or tables["item_ID"].shape[1] != self.item_vectors.shape[1] or len(tables["first_KD"]) != self.k1:
+            raise UGTError("these tables are not of this model version: other names, width or codes. Extend the tables of the version that serves.")
+        other = copy.copy(self)
+        other.tables = {name: np.ascontiguousarray(array) for name, array in tables.items()}
+        other.item_vectors = np.ascontiguousarray(tables["item_ID"][1:], np.float32)
+        other._sessions, other._bindings, other._loading = {}, local(), Lock()
+        other._filters = Filters(other.tables, other.k1)
+        other._group_size = max(1, int(other.tables["group_count_G"].max()))
+        for strategy, graph in self._sessions.items():
+            other._sessions[strategy] = other._bound(graph.session)
+        return other
+
     def recommend(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
         """Answers in the order of the requests. Raises UGTError for an item, a beam width or a strategy that does not exist."""
         for request in requests:
@@ -134,10 +150,11 @@ class Generator:
         """The graph of a strategy, loaded with the first request that asks for it."""
         with self._loading:
             if strategy not in self._sessions:
-                made = session(self._folder / GRAPHS[strategy], self._threads, self._provider)
-                third_C = {"third_C": np.arange(self._group_size)}
-                self._sessions[strategy] = _Graph(made, self.tables | third_C, "cpu" if self._provider == "cpu" else "cuda")
+                self._sessions[strategy] = self._bound(session(self._folder / GRAPHS[strategy], self._threads, self._provider))
             return self._sessions[strategy]
+
+    def _bound(self, session: Any) -> _Graph:
+        return _Graph(session, self.tables | {"third_C": np.arange(self._group_size)}, "cpu" if self._provider == "cpu" else "cuda")
 
     def inputs(self, requests: Sequence[GenerationRequest]) -> dict[str, NDArray]:
         """The arrays a batch of requests of one strategy is to its graph, tables apart."""

@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from ugt.artifacts import USERS, read_table, write_text
 from ugt.decoding import Beams, constraints
 from ugt.histories import Part, Split
+from ugt.insertion import ESTIMATED
 from ugt.model.config import DecodingConfig, ModelConfig
-from ugt.model.inputs import USER_ATTRIBUTES, History, UserVocabulary, build_inputs
+from ugt.model.inputs import History, UserVocabulary, build_inputs
 from ugt.model.ugt import UGT
 from ugt.ranking import dense_candidates, page
 from ugt.schema import DecodingStrategy, Head, UGTError
@@ -53,9 +54,14 @@ def catalogue_hash(semantic_ids: SemanticIds) -> str:
 
 
 def new_model(config: ModelConfig, semantic_ids_dir: Path, vocabulary: UserVocabulary) -> UGT:
-    """An untrained UGT over the catalogue of a semantic IDs folder."""
+    """An untrained UGT over the catalogue of a semantic IDs folder. Raises UGTError if `cold_share` asks for estimated vectors and there are none."""
     semantic_ids_dir = Path(semantic_ids_dir)
-    return UGT(config, SemanticIds.load(semantic_ids_dir), np.load(semantic_ids_dir / "item_vectors.npy"), vocabulary)
+    estimated, estimated_NV = semantic_ids_dir / ESTIMATED, None
+    if config.cold_share > 0:
+        if not estimated.is_file():
+            raise UGTError(f"model.cold_share needs {ESTIMATED}, which {semantic_ids_dir} lacks. Set semantic_ids.estimate to true, or model.cold_share to 0.")
+        estimated_NV = np.load(estimated)
+    return UGT(config, SemanticIds.load(semantic_ids_dir), np.load(semantic_ids_dir / "item_vectors.npy"), vocabulary, estimated_NV)
 
 
 def save_checkpoint(model: UGT, folder: Path, **card: Any) -> None:
@@ -109,10 +115,10 @@ def load_fusion(folder: Path) -> Fusion:
 
 
 def user_codes(users_dir: Path, user_ids: Sequence[str], vocabulary: UserVocabulary) -> NDArray[np.int64]:
-    """Codes of the attributes of users, [U, 3], in the order given; 0 for a user or value that is not known. `users_dir` holds the USERS table."""
+    """Codes of the attributes of users, one row for each, in the order given; 0 for a user or value that is not known. `users_dir` holds the USERS table."""
     known = {row["user_id"]: row for row in read_table(Path(users_dir), USERS).to_pylist()}
     codes = [vocabulary.codes(known.get(user_id)) for user_id in user_ids]
-    return np.array(codes, dtype=np.int64).reshape(len(user_ids), len(USER_ATTRIBUTES))
+    return np.array(codes, dtype=np.int64).reshape(len(user_ids), len(vocabulary.sizes))
 
 
 def tensors(inputs: Mapping[str, NDArray]) -> dict[str, torch.Tensor]:

@@ -51,8 +51,14 @@ class SemanticIdConfig(Config):
     local_steps: int = Field(default=5, ge=0)  # balanced steps that adapt the second codebook to each L1 code; 0 = one codebook for all
     rq_vae_epochs: int = Field(default=60, ge=1)
     rq_vae_width: int = Field(default=32, ge=2)
+    estimate: bool = False  # also write the vector each item would have as a new one, for model.cold_share; O(N^2)
     threads: int = Field(default=1, ge=1)
     seed: int = 0
+
+    def blocks(self, text: bool) -> tuple[str, ...]:
+        """Names of the vectors an item's vector is joined from, in order; without text vectors their weight counts for nothing."""
+        weights = {"fused": self.fused_weight, "text": self.text_weight * text, "word2vec": self.word2vec_weight, "cooccurrence": self.cooccurrence_weight}
+        return tuple(name for name, weight in weights.items() if weight > 0)
 
 
 def code_sizes(items: int, config: SemanticIdConfig) -> tuple[int, int, int]:

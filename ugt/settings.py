@@ -31,6 +31,8 @@ class EtlConfig(Config):
     title_types: tuple[str, ...] = ("movie", "tvMovie", "tvSeries", "tvMiniSeries", "short", "video", "tvSpecial", "tvShort")  # no games, no single episodes
     min_user_events: int = 1
     blocks: int = Field(8, ge=1)  # Ray Data blocks per table; its own default cuts a small file into hundreds
+    hold_out: float = Field(0.0, ge=0, lt=1)  # share of the items kept from everything that follows, to be inserted as new ones (`ugt.holdout`)
+    hold_out_seed: int = 0
 
 
 class StoresConfig(Config):

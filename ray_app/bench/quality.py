@@ -2,8 +2,8 @@
 
 Choices: the main job's own steps, in a home of their own that starts empty, so nothing of an earlier run is counted as free. The budget runs from parsed
 events to the last checkpoint: features, vectors, semantic IDs and all stages; text encoding is timed apart. What is left of it when the semantic IDs
-are made goes to stage 1, less what the recipe keeps for stages 2 and 3. A recipe is a preset in configs/, picked by budget and length of histories
-and chosen on validation; test is looked at once, at the end.
+are made is the most that stage 1 may take, less what the recipe keeps for stages 2 and 3. A recipe is a preset in configs/, picked by budget and
+length of histories and chosen on validation; test is looked at once, at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ray_app import pipeline
+from ray_app import pipeline, steps
 from ray_app.cluster import connected
 from ray_app.jobs import root
 from ray_app.report import Progress, Usage, host
@@ -54,31 +54,37 @@ def run(flags: dict[str, Any], config: Path | None, budget_minutes: float, conso
     with Usage() as usage, connected(first.ray):
         made = pipeline.run(load_settings(config, flags), progress, until="histories")
         histories = made["histories"].manifest
-        chosen = config or recipe(budget_minutes, float(histories.figures["mean_length"]))
+        chosen = config or recipe(budget_minutes, float(histories.figures["length"]["mean"]))
         console.print(f" recipe        {chosen.name}   budget {budget_minutes:g} minutes", highlight=False)
         settings = load_settings(chosen, flags)
         text = pipeline.run(settings, progress, until="text").get("text") if settings.text.enabled else None
         spent_before, cpu_before, begun = histories.seconds, usage.cpu_seconds, time.monotonic()
         pipeline.run(settings, progress, until="semantic_ids")
         settings = _within(settings, budget_minutes * 60 - spent_before - (time.monotonic() - begun))
-        made = pipeline.run(settings, progress, until=pipeline.last_stage(settings))
+        made = pipeline.run(settings, progress, until=steps.last_stage(settings))
         train_seconds = spent_before + time.monotonic() - begun
         cpu_seconds = usage.cpu_seconds - cpu_before
         evaluation = pipeline.run(settings, progress, until="evaluate")["evaluate"]
+        new_items = pipeline.run(settings, progress, until="new_items")["new_items"] if settings.etl.hold_out else None
     if predictions is not None:
         shutil.copyfile(evaluation.path / "predictions.parquet", predictions)
-    return _report(settings, chosen, budget_minutes, made, evaluation, text) | {
-        "train_seconds": round(train_seconds, 1),
-        "cpu_seconds": round(cpu_seconds, 1),
-        "text_seconds": round(text.manifest.seconds, 1) if text is not None else 0.0,
-        "peak_rss_gb": round(usage.peak_gb, 2),
-        "steps": progress.steps,
-    }
+    added = {"new_items": json.loads((new_items.path / "new_items.json").read_text())} if new_items is not None else {}
+    return (
+        _report(settings, chosen, budget_minutes, made, evaluation, text)
+        | added
+        | {
+            "train_seconds": round(train_seconds, 1),
+            "cpu_seconds": round(cpu_seconds, 1),
+            "text_seconds": round(text.manifest.seconds, 1) if text is not None else 0.0,
+            "peak_rss_gb": round(usage.peak_gb, 2),
+            "steps": progress.steps,
+        }
+    )
 
 
 def _within(settings: Settings, seconds: float) -> Settings:
     """The settings with stage 1 given what is left of the budget after the later stages' own."""
-    stages = pipeline.stages(settings)
+    stages = steps.stages(settings)
     later = sum(getattr(settings.training, f"stage{n}").seconds for n in stages if n > 1)
     left = seconds - later - SECONDS_AFTER_STAGE * len(stages)
     if left < LEAST_TRAINING:
@@ -92,7 +98,7 @@ def _within(settings: Settings, seconds: float) -> Settings:
 
 def _report(settings: Settings, chosen: Path, minutes: float, made: dict[str, Artifact], evaluation: Artifact, text: Artifact | None) -> dict[str, Any]:
     measured = json.loads((evaluation.path / "metrics.json").read_text())
-    trained = made[pipeline.last_stage(settings)].manifest.figures
+    trained = made[steps.last_stage(settings)].manifest.figures
     stages = {name: made[name].manifest.figures for name in made if name.startswith("ugt_stage")}
     return {
         "source": settings.source,

@@ -236,3 +236,17 @@ def test_tables_of_one_kernel_travel_as_bytes() -> None:
 
     packed = _pack({"a": pa.table({"x": [1]}), "b": pa.table({"y": ["z"]})})
     assert [pa.ipc.open_stream(b).read_all().to_pylist() for b in packed["ipc"].to_pylist()] == [[{"x": 1}], [{"y": "z"}]]
+
+
+@pytest.mark.ray
+def test_held_out_items_lie_apart_from_all_that_later_steps_read(ray_session: None, sample: Path, tmp_path: Path) -> None:
+    figures = etl.run("sample", sample / "movielens", sample / "imdb", CONFIG.model_copy(update={"hold_out": 0.1}), tmp_path)
+    schemas = (("items", ITEMS), ("credits", CREDITS), ("events", EVENTS))
+    kept, held = ({name: read_table(folder / name, schema) for name, schema in schemas} for folder in (tmp_path, tmp_path / "held_out"))
+    assert (figures["items"], figures["held_out_items"]) == (kept["items"].num_rows, held["items"].num_rows) == (108, 12)
+    assert figures["events"] == kept["events"].num_rows == 600 - held["events"].num_rows
+    for table in kept.values():
+        assert not set(table["item_id"].to_pylist()) & set(held["items"]["item_id"].to_pylist())
+        assert max(table["item_index"].to_pylist()) < 108
+    with pytest.raises(UGTError, match=r"etl\.hold_out needs events of people"):
+        etl.run("imdb", sample / "imdb", None, CONFIG.model_copy(update={"hold_out": 0.1}), tmp_path / "imdb", SAMPLE)

@@ -35,7 +35,7 @@ def model() -> Iterator[UGT]:
     codes = np.array([(l1, l2, l3) for l1, l2 in groups for l3 in range(int(rng.integers(1, 6)))])
     codes = codes[:ITEMS]
     ids = SemanticIds.from_codes(codes, [f"tt{i:03d}" for i in range(len(codes))], K1, K2, K3)
-    made = UGT(ModelConfig(width=16, encoder_layers=1), ids, rng.normal(size=(len(codes), 6)).astype(np.float32), UserVocabulary.fit([], []))
+    made = UGT(ModelConfig(width=16, encoder_layers=1), ids, rng.normal(size=(len(codes), 6)).astype(np.float32), UserVocabulary())
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.mul_(3.0)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from ray_app.pipeline import ON_REQUEST, STEPS, Context, Step, _source_checksums
+from ray_app.pipeline import _source_checksums
+from ray_app.steps import ON_REQUEST, STEPS, Context, Step
 from ugt.model.config import PLACEMENT
 from ugt.settings import Settings, load_settings
 

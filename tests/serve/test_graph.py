@@ -117,15 +117,15 @@ def test_every_decoding_fills_a_filtered_page_with_legal_items_of_the_model(clie
 def test_the_decoding_decides_what_is_generated(client, served):
     """Diverse beam starts with more first codes than the beam, nucleus draws anew for each request; without a name the version's own is used."""
 
-    def asked(**body):
-        answer = client.recommend(user_id=warm_user(client), size=20, debug=True, **body)
+    def asked(size=20, **body):
+        answer = client.recommend(user_id=warm_user(client), size=size, debug=True, **body)
         return [tuple(i.semantic_id) for i in answer.items], answer.debug_info["rungs"]["ugt"]["decoding"]
 
     (beam, _), (again, own) = asked(decoding="beam"), asked()
     assert set(beam) == set(again)  # the same history, the same moment
     assert own == "beam"
-    nucleus = [set(asked(decoding="nucleus")[0]) for _ in range(3)]
-    assert nucleus[0] != nucleus[1] != nucleus[2]
+    # a short page: on so small a catalogue a long one may hold all of the nucleus, however it was drawn
+    assert len({frozenset(asked(size=5, decoding="nucleus")[0]) for _ in range(5)}) > 1
     assert set(asked(decoding="diverse_beam")[0]) != set(beam)
 
 

@@ -164,3 +164,15 @@ def test_sasrec_reads_only_what_came_before(etl: Path) -> None:
     assert np.allclose(model.scores([long]), model.scores([long[-6:]]), atol=1e-6)
     alone, beside = model.scores([np.array([3])]), model.scores([np.array([3]), long])
     assert np.allclose(alone[0], beside[0], atol=1e-5)  # padding changes nothing
+
+
+@pytest.mark.ray
+def test_sasrec_on_ray_train_writes_the_bytes_of_a_training_without_it(ray_session: None, etl: Path, tmp_path: Path) -> None:
+    config = SASREC.model_copy(update={"epochs": 2})
+    figures = sasrec.run(etl, etl, config, tmp_path / "out", tmp_path / "work")
+    sasrec.train(task(etl, tmp_path / "here") | {"config": config.model_dump()})
+    here = files(tmp_path / "here" / "result")
+    assert files(tmp_path / "out").keys() == set(sasrec.FILES)
+    assert (tmp_path / "out" / sasrec_model.WEIGHTS).read_bytes() == here[sasrec_model.WEIGHTS]
+    assert figures["best_epoch"] == json.loads(here["figures.json"])["best_epoch"]
+    assert figures["parameters"] == sum(p.numel() for p in sasrec_model.load(tmp_path / "out").parameters())

@@ -41,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     vectors = np.eye(5, 8)[codes[:, 0]] + 0.1 * rng.normal(size=(ITEMS, 8))
     np.save(root / "semantic_ids" / "item_vectors.npy", vectors.astype(np.float32))
     torch.manual_seed(0)
-    model = new_model(ModelConfig(width=16, encoder_layers=1), root / "semantic_ids", UserVocabulary.fit([], []))
+    model = new_model(ModelConfig(width=16, encoder_layers=1), root / "semantic_ids", UserVocabulary())
     with torch.no_grad():
         model.level_heads.first_bias_K.copy_(torch.tensor([0.0, -3.0, -3.0, -3.0, -3.0]))
     save_checkpoint(model, root / "checkpoint", fusion={"method": "log_probability", "weight": 1.0})

@@ -78,18 +78,22 @@ def train(world: Path, work: str, workers: int, last: int = -2, model: ModelConf
         "history": HistoryConfig().model_dump(),
     }
     store = world / work / f"store-{workers}-{last}"
+    # to files, not pipes: DeepSpeed says enough to fill the pipe of a rank that nobody reads yet, which would then wait for ever
+    logs = [world / work / f"rank-{rank}.log" for rank in range(workers)]
     running = []
     for rank in range(workers):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers)}
         environment = os.environ | place | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", WORKER, json.dumps(task), str(rank), str(workers), str(store), str(last)]
-        running.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        with open(logs[rank], "w") as log:
+            running.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT))
     try:
-        outputs = [process.communicate(timeout=500)[0] for process in running]
+        for process in running:
+            process.wait(timeout=500)
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0] * workers, "\n".join(outputs)[-4000:]
+    assert [process.returncode for process in running] == [0] * workers, "\n".join(log.read_text()[-4000:] for log in logs)
     return world / work
 
 

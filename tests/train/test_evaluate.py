@@ -60,7 +60,7 @@ class World:
         baselines.run(root / "etl", root / "histories", root / "word2vec", CONFIG.fitted(), root / "baselines")
         torch.manual_seed(0)
         sasrec.save(sasrec.SasRec(SasRecConfig(width=8).like(ModelConfig(max_length=20), TrainingConfig()), ITEMS).eval(), root / "sasrec")
-        model = new_model(ModelConfig(width=16, encoder_layers=1), root / "semantic_ids", UserVocabulary.fit([], []))
+        model = new_model(ModelConfig(width=16, encoder_layers=1), root / "semantic_ids", UserVocabulary())
         save_checkpoint(model, root / "checkpoint", fusion={"method": "log_probability", "weight": 0.5})
         self.lists = dict(zip(users, lists, strict=True))
         oracle = users[:-1:2]

@@ -236,3 +236,27 @@ def test_the_curve_has_each_term_per_target(tmp_path: Path) -> None:
     assert row["targets"] == 80
     assert row["squared"] == pytest.approx(row["loss"])
     assert row["loss"] > progress.curve[-1]["loss"]
+
+
+def test_a_budget_of_seconds_ends_the_training_and_its_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last validation is inside the budget, and the last steps are small. The clock is the test's: a step takes 0.02 s, a validation 0.3 s."""
+    now = [100.0]
+    monkeypatch.setattr("train.loop.time.monotonic", lambda: now[0])
+
+    def slow(epoch: int) -> Sequence[Callable[[], Step]]:
+        def step(i: int) -> Step:
+            now[0] += 0.02
+            return make(epoch, i)
+
+        return [partial(step, i) for i in range(5)]
+
+    def validated(model: nn.Module) -> dict[str, float]:
+        now[0] += 0.3
+        return score(model)
+
+    _, progress = train(tmp_path, replace(PLAN, epochs=1000, seconds=2.0, validate_every=100), slow, validated)
+    assert now[0] == pytest.approx(102.0, abs=0.05)
+    assert len(progress.curve) > 3
+    assert [row["epoch"] for row in progress.curve if "validation" in row] == [-1, progress.curve[-1]["epoch"]]
+    assert progress.curve[-1]["learning_rate"] < 0.05 * PLAN.learning_rate
+    assert train(tmp_path / "short", replace(PLAN, seconds=1e6), slow, validated)[1].epoch == PLAN.epochs  # time left over is not spent

@@ -79,6 +79,16 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(model: UGT, batch: dict[str, 
     assert terms["loss"].item() == pytest.approx(sum(w * terms[name].item() for name, w in weights.items()), rel=1e-5)
 
 
+def test_the_levels_weigh_in_the_loss_what_the_setting_says(model: UGT, batch: dict[str, torch.Tensor]) -> None:
+    def ntp(*level_weights: float) -> float:
+        training = TRAINING.model_copy(update={"level_weights": level_weights})
+        return StageObjective(model, StageConfig(**(OFF | {"ntp_weight": 1.0})), training, torch.ones(ITEMS)).eval()(batch)["ntp"].item()
+
+    first, second, third = ntp(1, 0, 0), ntp(0, 1, 0), ntp(0, 0, 1)
+    assert min(first, second, third) > 0
+    assert ntp(0.5, 0.3, 0.2) == pytest.approx(0.5 * first + 0.3 * second + 0.2 * third, rel=1e-5)
+
+
 def test_the_reference_of_dpo_stays_what_it_was_and_is_no_parameter(model: UGT, batch: dict[str, torch.Tensor]) -> None:
     stage = objective(model, dpo_weight=1.0)
     before = {name: p.clone() for name, p in stage._reference[0].state_dict().items()}

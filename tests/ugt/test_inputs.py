@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from pydantic import ValidationError
 
-from ugt.model.inputs import AGE_CODES, CONTEXT_CODES, GAP_CODES, VALUE_CODES, History, UserVocabulary, build_inputs, context_codes, gap_codes, value_codes
+from ugt.model.config import ModelConfig
+from ugt.model.inputs import (
+    AGE_CODES,
+    CONTEXT_CODES,
+    EVENT_ATTRIBUTES,
+    GAP_CODES,
+    VALUE_CODES,
+    Events,
+    History,
+    UserVocabulary,
+    build_inputs,
+    context_codes,
+    event_inputs,
+    gap_codes,
+    value_codes,
+)
 
 DAY = 86400
 
@@ -27,7 +44,7 @@ def test_context_is_the_part_of_the_day_and_of_the_week() -> None:
 
 
 def test_user_attributes_not_seen_in_training_are_unknown() -> None:
-    vocabulary = UserVocabulary.from_json(UserVocabulary.fit(["M", None, "F"], ["artist", None, ""]).to_json())
+    vocabulary = UserVocabulary.from_json(UserVocabulary.fit({"gender": ["M", None, "F"], "age": [None, 30, 5], "occupation": ["artist", None, ""]}).to_json())
     assert vocabulary.sizes == (3, AGE_CODES, 2)
     assert vocabulary.codes({"gender": "M", "age": 34, "occupation": "artist"}) == (2, 4, 1)
     assert vocabulary.codes({"gender": "X", "age": 190}) == (0, AGE_CODES - 1, 0)
@@ -41,3 +58,17 @@ def test_a_batch_keeps_the_last_events_and_pads_on_the_right_with_zero() -> None
     assert inputs["action_BL"].tolist() == [[2, 3, 4], [1, 0, 0], [0, 0, 0]]
     assert inputs["gap_BL"][0, 0] == 0  # what came before the window is unknown, as on a server that holds only the last events
     assert inputs["length_B"].tolist() == [3, 1, 0]
+
+
+def test_padding_has_code_zero_in_every_attribute() -> None:
+    zeros = np.zeros((2, 3), np.int64)
+    inputs = event_inputs(Events(zeros, zeros, zeros * 0.0, zeros))
+    assert set(inputs) == {"item_BL", *(f"{name}_BL" for name in EVENT_ATTRIBUTES)}
+    assert not any(array.any() for array in inputs.values())
+
+
+def test_an_attribute_that_does_not_exist_is_named_with_those_that_do() -> None:
+    with pytest.raises(ValidationError, match="event_attributes has no weekday: there are action, value, gap"):
+        ModelConfig(event_attributes=("action", "weekday"))
+    with pytest.raises(ValidationError, match="user_attributes has no height: there are gender, age, occupation"):
+        ModelConfig(user_attributes=("height",))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from ugt.model.inputs import EVENT_ATTRIBUTES, USER_ATTRIBUTES
 from ugt.schema import Config, DecodingStrategy
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -18,6 +19,9 @@ class ModelConfig(Config):
     encoder_layers: int = Field(2, ge=1)
     decoder_layers: int = Field(1, ge=1)
     heads: int = Field(2, ge=1)
+    encoder_block: Literal["attention", "hstu"] = "attention"  # hstu: gated sums with relative position and time instead of softmax and feed-forward
+    event_attributes: tuple[str, ...] = ("action", "value", "gap")  # what an event's token carries beside its item; `ugt.model.inputs` has them all
+    user_attributes: tuple[str, ...] = ("gender", "age", "occupation")
     max_length: int = Field(50, ge=1)  # events of history the encoder reads; longer ones train in windows
     feed_forward: int = Field(2, ge=1)  # hidden width of a feed-forward block, in multiples of `width`
     experts: int = Field(4, ge=1)  # within noise below 10M parameters (early experiment), kept for the larger sizes
@@ -29,13 +33,24 @@ class ModelConfig(Config):
     encoder_dropout: float = Field(0.2, ge=0, lt=1)  # .25-.3 encoder, .1-.15 decoder won the early experiment
     decoder_dropout: float = Field(0.1, ge=0, lt=1)
     temperature: float = Field(1.0, gt=0)  # of the dense head
+    cold_share: float = Field(0.0, ge=0, lt=1)  # share of the items that a training step sees as new ones: `ugt.insertion`; needs semantic_ids.estimate
+
+    @model_validator(mode="after")
+    def _attributes_exist(self) -> ModelConfig:
+        for field, known in (("event_attributes", EVENT_ATTRIBUTES), ("user_attributes", USER_ATTRIBUTES)):
+            unknown = sorted(set(getattr(self, field)) - set(known))
+            if unknown:
+                raise ValueError(f"{field} has no {', '.join(unknown)}: there are {', '.join(known)}. A new one is a class in ugt/model/inputs.py")
+        if self.encoder_block == "hstu" and "gap" not in self.event_attributes:
+            raise ValueError("encoder_block hstu reads the time between events: add gap to event_attributes, or set encoder_block to attention")
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> ModelConfig:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}: change one of them, each head has an equal share of the width")
         if self.experts_per_token > self.experts:
-            raise ValueError(f"experts_per_token {self.experts_per_token} is more than experts {self.experts}")
+            raise ValueError(f"experts_per_token {self.experts_per_token} is more than experts {self.experts}: lower the first or raise the second")
         return self
 
 
@@ -43,7 +58,7 @@ class StageConfig(Config):
     """One stage of training: how long, how fast, and the weight of each term of its loss (0 leaves a term out)."""
 
     epochs: int = Field(8, ge=0)
-    seconds: float = Field(0.0, ge=0)  # a budget of wall time that takes the place of `epochs`; 0: none
+    seconds: float = Field(0.0, ge=0)  # most wall time: the stage then ends, and its schedule with it, by the clock or after `epochs`; 0: no limit
     learning_rate: float = Field(7e-3, gt=0)
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
     ntp_weight: float = Field(1.0, ge=0)
@@ -54,7 +69,7 @@ class StageConfig(Config):
 
     @property
     def trains(self) -> bool:
-        return self.epochs > 0 or self.seconds > 0
+        return self.epochs > 0
 
 
 class TrainingConfig(Config):
@@ -93,7 +108,7 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _workers_fit(self) -> TrainingConfig:
         if self.min_workers > self.workers:
-            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}: lower the first or raise the second")
         return self
 
     def of_stage(self, number: int) -> TrainingConfig:
@@ -130,9 +145,10 @@ class DecodingConfig(Config):
 
     strategy: DecodingStrategy = "beam"
     beam_width: int = Field(50, ge=1)
-    diversity_penalty: float = Field(1.0, ge=0, le=100)  # diverse_beam: nats per item chosen before with the same L1, and again with the same (L1, L2)
-    temperature: float = Field(1.0, ge=0.05, le=100)  # nucleus
-    top_p: float = Field(0.9, ge=0, le=1)  # nucleus: share of each level's probability that is sampled from
+    # the last three: where the curves in docs/decoding.md begin to cost more accuracy than they give diversity or coverage
+    diversity_penalty: float = Field(0.3, ge=0, le=100)  # diverse_beam: nats per item chosen before with the same L1, and again with the same (L1, L2)
+    temperature: float = Field(0.5, ge=0.05, le=100)  # nucleus
+    top_p: float = Field(0.5, ge=0, le=1)  # nucleus: share of each level's probability that is sampled from
 
 
 class CurvesConfig(Config):
@@ -148,4 +164,4 @@ class CurvesConfig(Config):
 class ExportConfig(Config):
     """In which number format the graphs of a version are written."""
 
-    precision: Precision = "fp32"  # int8: a fifth faster in batches on a CPU, other top 10 in some requests; fp16: for GPUs, slower on a CPU
+    precision: Precision = "fp32"  # int8: a fifth faster in batches on a CPU, 2% of a top 10 is other items; fp16: for GPUs, slower on a CPU

@@ -11,6 +11,7 @@ vector, K1 first codes, G = K1 * K2 groups.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from ugt.model.config import ModelConfig
 from ugt.model.dropout import Dropout
-from ugt.model.inputs import ACTION_CODES, CONTEXT_CODES, GAP_CODES, VALUE_CODES
+from ugt.model.inputs import CONTEXT_CODES, EVENT_ATTRIBUTES
 from ugt.semantic_ids import SemanticIds
 
 
@@ -45,10 +46,12 @@ class CatalogueTables(NamedTuple):
 class ItemTable(nn.Module):
     """The embedding of every item, and the means that stand for prefixes."""
 
-    def __init__(self, config: ModelConfig, semantic_ids: SemanticIds, vector_NV: np.ndarray):
+    def __init__(self, config: ModelConfig, semantic_ids: SemanticIds, vector_NV: np.ndarray, estimated_NV: np.ndarray | None = None):
+        """`estimated_NV`: the vectors these items would have if they were new (`ugt.insertion`), read in training only and where `cold_share` is above 0."""
         super().__init__()
         trie, d = semantic_ids.trie, config.width
         self.k1, self.k2, self.k3 = trie.k1, trie.k2, trie.k3
+        self.cold_share = config.cold_share if estimated_NV is not None else 0.0
         std = 0.5 / math.sqrt(d)  # a row, the sum of five parts, has a norm near 1
         # code 0 is a real code here; items without one (row 0) are left out before the look-up (fault 18)
         self.codes = nn.ModuleList(nn.Embedding(k, d) for k in (trie.k1, trie.k2, trie.k3))
@@ -67,13 +70,20 @@ class ItemTable(nn.Module):
             "slot_item_S": torch.from_numpy(trie.slot_item_S),
             "item_slot_N": torch.from_numpy(trie.item_slot_N),
         }
+        if estimated_NV is not None:
+            fixed["estimated_NV"] = torch.from_numpy(np.ascontiguousarray(estimated_NV, np.float32))
         for name, value in fixed.items():
             self.register_buffer(name, value.clone(), persistent=False)  # they belong to the semantic IDs, not to the checkpoint
         self.largest_group = int(trie.group_count_G.max())
 
     def forward(self) -> CatalogueTables:
         """O(N (V + 4) D): cheap beside one step's attention up to some 100,000 items."""
-        item_ND = self.free.weight + self.project(self.vector_NV)
+        free_ND, vector_NV = self.free.weight, self.vector_NV
+        if self.training and self.cold_share > 0:
+            # a user's interest must reach items that nobody has seen yet (DropoutNet: Volkovs et al., 2017)
+            cold_N1 = torch.rand(len(free_ND), 1, device=free_ND.device) < self.cold_share
+            free_ND, vector_NV = free_ND.masked_fill(cold_N1, 0.0), torch.where(cold_N1, self.estimated_NV, vector_NV)
+        item_ND = free_ND + self.project(vector_NV)
         for level, table in enumerate(self.codes):
             item_ND = item_ND + table(self.codes_N3[:, level])
         group_sum_GD = torch.zeros(self.k1 * self.k2, item_ND.shape[1], dtype=item_ND.dtype, device=item_ND.device).index_add(0, self.group_N, item_ND)
@@ -92,15 +102,15 @@ class ItemTable(nn.Module):
 
 
 class HistoryEmbedding(nn.Module):
-    """Typed tokens: USER first, then one ITEM position per event that carries its item, action, value, time gap and place."""
+    """Typed tokens: USER first, then one ITEM position per event that carries its item, its attributes (action, value, time gap, ...) and its place."""
 
     def __init__(self, config: ModelConfig, user_sizes: tuple[int, ...]):
         super().__init__()
         d = config.width
         self.scale = math.sqrt(d)
-        self.action = nn.Embedding(ACTION_CODES, d)
-        self.value = nn.Embedding(VALUE_CODES, d)
-        self.gap = nn.Embedding(GAP_CODES, d)
+        self.attributes = [name for name in EVENT_ATTRIBUTES if name in config.event_attributes]
+        for name in self.attributes:
+            self.add_module(name, nn.Embedding(EVENT_ATTRIBUTES[name].size, d))
         self.position = nn.Embedding(config.max_length, d)
         self.user = nn.ModuleList(nn.Embedding(n, d) for n in user_sizes)
         self.token_type = nn.Embedding(2, d)
@@ -109,9 +119,17 @@ class HistoryEmbedding(nn.Module):
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.1)
 
-    def forward(self, item_BL: Tensor, action_BL: Tensor, value_BL: Tensor, gap_BL: Tensor, user_BU: Tensor, item_ID: Tensor) -> Tensor:
-        """Tokens of each history, [B, 1 + L, D]."""
-        event_BLD = rows(item_ID, item_BL) * self.scale + self.action(action_BL) + self.value(value_BL) + self.gap(gap_BL)
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the arrays [B, L] it reads."""
+        return ["item_BL", *(f"{name}_BL" for name in self.attributes)]
+
+    def forward(self, inputs: Mapping[str, Tensor], item_ID: Tensor) -> Tensor:
+        """Tokens of each history, [B, 1 + L, D], from `inputs` and `user_BU` as `ugt.model.inputs.build_inputs` makes them."""
+        item_BL, user_BU = inputs["item_BL"], inputs["user_BU"]
+        event_BLD = rows(item_ID, item_BL) * self.scale
+        for name in self.attributes:
+            event_BLD = event_BLD + getattr(self, name)(inputs[f"{name}_BL"])
         event_BLD = event_BLD + self.position.weight[: item_BL.shape[1]] + self.token_type.weight[1]
         user_BD = self.token_type.weight[0] + sum(table(user_BU[:, i]) for i, table in enumerate(self.user))
         return self.dropout(torch.cat([user_BD[:, None], event_BLD], dim=1))

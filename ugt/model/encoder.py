@@ -1,4 +1,4 @@
-"""The causal encoder over a history: position t knows the user token and events 0..t-1, and nothing later.
+"""The causal encoder over a history: position t knows the user token and events 0..t-1, and nothing later. Its blocks are those below, or `HstuBlock`.
 
 Because padding is on the right and attention causal, no padding mask is needed: what stands behind an event can't reach it.
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ugt.model.attention import Attention, FeedForward
 from ugt.model.config import ModelConfig
 from ugt.model.dropout import Dropout
+from ugt.model.hstu import HstuBlock, elapsed_codes
 
 
 class EncoderBlock(nn.Module):
@@ -34,10 +35,13 @@ class EncoderBlock(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_layers))
+        self.relative = config.encoder_block == "hstu"
+        self.blocks = nn.ModuleList(HstuBlock(config) if self.relative else EncoderBlock(config) for _ in range(config.encoder_layers))
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, gap_BL: Tensor | None = None) -> Tensor:
+        """`gap_BL`: codes of the time before each event; needed by blocks that know relative time."""
+        relation = (elapsed_codes(gap_BL),) if self.relative else ()
         for block in self.blocks:
-            x_BTD = block(x_BTD)
+            x_BTD = block(x_BTD, *relation)
         return self.norm(x_BTD)

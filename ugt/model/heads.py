@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ugt.model.embeddings import rows
+from ugt.model.parts import even_parts, in_parts
 
 FEW_CODES = 128  # up to here a product for every L1 is cheaper than a copy of the kept ones' rows
+CACHED_PARTS = 25  # at 512 x 512 codes, width 128 and 50 beams: half a megabyte each; half the time of one part
 
 
 class LevelHeads(nn.Module):
@@ -45,12 +47,20 @@ class LevelHeads(nn.Module):
     def second_kept(self, h_MD: Tensor, l1_BW: Tensor, group_GD: Tensor) -> Tensor:
         """The same logits [B, W, K2] for the beams of B requests, whose states [B W, D] are the same wherever a request holds an L1 twice.
 
-        Few L1 codes: a product for each of them, of all requests at once, so that no row of the table is copied. Many: as `second`.
+        Few L1 codes: a product for each of them, of all requests at once, so that no row of the table is copied. Many: as `second`, in parts small enough to
+        stay in the cache between copy and product.
         """
         batch, width = l1_BW.shape
         nodes_KKD, query_MD = group_GD.view(self.k1, self.k2, -1), self.query[1](h_MD)
         if self.k1 > FEW_CODES and (torch.jit.is_tracing() or l1_BW.numel() < self.k1):
-            logits_MK = (nodes_KKD[l1_BW.reshape(-1)] @ query_MD[..., None]).squeeze(-1)
+            l1_M = l1_BW.reshape(-1)
+            query_MD1 = query_MD[..., None]
+            if l1_M.is_cuda:  # in one part: reading sizes would end a CUDA graph
+                logits_MK = (nodes_KKD[l1_M] @ query_MD1).squeeze(-1)
+            else:
+                size_E = even_parts(l1_M.shape[0], CACHED_PARTS, l1_M.device)
+                parts = zip(in_parts(l1_M, size_E, CACHED_PARTS), in_parts(query_MD1, size_E, CACHED_PARTS), strict=True)
+                logits_MK = torch.cat([nodes_KKD[l1] @ query for l1, query in parts]).squeeze(-1)
         else:
             request_B1 = torch.arange(batch, device=l1_BW.device)[:, None]
             row_BW = torch.arange(width, device=l1_BW.device) + request_B1 * width
@@ -75,9 +85,10 @@ class LevelHeads(nn.Module):
 
     def third_of_legal(self, h_MD: Tensor, item_MC: Tensor, legal_MC: Tensor, item_ID: Tensor) -> Tensor:
         """The same logits [M, C], 0 where no item is: most groups are far smaller than the largest, and only rows of items are copied."""
-        path_R = legal_MC.nonzero()[:, 0]
-        logit_R = (rows(self.query[2](h_MD), path_R) * rows(item_ID, item_MC[legal_MC])).sum(-1)
-        return logit_R.new_zeros(legal_MC.shape).masked_scatter(legal_MC, logit_R)
+        place_R = legal_MC.reshape(-1).nonzero()[:, 0]
+        query_RD = rows(self.query[2](h_MD), place_R // legal_MC.shape[1])
+        logit_R = (query_RD * rows(item_ID, item_MC.reshape(-1)[place_R])).sum(-1)
+        return logit_R.new_zeros(legal_MC.numel()).scatter(0, place_R, logit_R).view_as(legal_MC)
 
 
 class DenseHead(nn.Module):

@@ -11,7 +11,7 @@ Shapes: B requests, W beams, M = B W tokens, R distinct tokens, T positions, D w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from ugt.model.decoder import Decoder, DecoderBlock
 from ugt.model.embeddings import CatalogueTables
 from ugt.model.encoder import Encoder
 from ugt.model.moe import MixtureOfExperts
+from ugt.model.parts import in_parts
 from ugt.model.ugt import UGT
 
 HIDDEN = -1e9  # added to an attention logit that may not be looked at
@@ -43,12 +44,13 @@ class Written(NamedTuple):
 
 def encode(model: UGT, inputs: Mapping[str, Tensor], tables: CatalogueTables) -> Tensor:
     """State of every position, [B, T, D]; see `UGT.encode`."""
-    tokens_BTD = model.history(inputs["item_BL"], inputs["action_BL"], inputs["value_BL"], inputs["gap_BL"], inputs["user_BU"], tables.item_ID)
-    return encoded(model.encoder, tokens_BTD)
+    return encoded(model.encoder, model.history(inputs, tables.item_ID), inputs.get("gap_BL"))
 
 
-def encoded(encoder: Encoder, x_BTD: Tensor) -> Tensor:
+def encoded(encoder: Encoder, x_BTD: Tensor, gap_BL: Tensor | None) -> Tensor:
     """`Encoder.forward` in evaluation mode."""
+    if encoder.relative:  # one large product per block as it is
+        return encoder(x_BTD, gap_BL)
     (batch, positions), width = x_BTD.shape[:2], encoder.norm.normalized_shape[0]
     place_T = torch.arange(positions, device=x_BTD.device)
     future_TT = (place_T > place_T[:, None]).to(x_BTD.dtype) * HIDDEN
@@ -166,7 +168,7 @@ def chosen_experts(experts: MixtureOfExperts, x_MD: Tensor) -> Tensor:
     place_P = torch.zeros_like(order_P).scatter(0, order_P, torch.arange(expert_P.shape[0], device=x_MD.device))
     load_E = (expert_P[:, None] == torch.arange(experts.experts, device=x_MD.device)).long().sum(0)
     parts = []
-    for e, mine in enumerate(_RowsOf.apply(x_MD[order_P // k], load_E, experts.experts)):
+    for e, mine in enumerate(in_parts(x_MD[order_P // k], load_E, experts.experts)):
         h = F.gelu(F.linear(mine, experts.up_EDF[e].t(), experts.up_bias_EF[e]))
         parts.append(F.linear(h, experts.down_EFD[e].t(), experts.down_bias_ED[e]))
     y_PD, place_Mk, gate_Mk = torch.cat(parts), place_P.view(-1, k), F.softmax(chosen_Mk, dim=-1)
@@ -174,15 +176,3 @@ def chosen_experts(experts: MixtureOfExperts, x_MD: Tensor) -> Tensor:
     for i in range(1, k):
         y_MD = y_MD + y_PD[place_Mk[:, i]] * gate_Mk[:, i : i + 1]
     return y_MD if experts.shared is None else y_MD + experts.shared(x_MD)
-
-
-class _RowsOf(torch.autograd.Function):
-    """Consecutive parts of a matrix, of given sizes [E]: as one node of the graph, where torch's exporter writes a dozen. No gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x_PD: Tensor, load_E: Tensor, parts: int) -> tuple[Tensor, ...]:
-        return x_PD.split(load_E.tolist())
-
-    @staticmethod
-    def symbolic(g: Any, x_PD: Any, load_E: Any, parts: int) -> Any:
-        return g.op("Split", x_PD, load_E, axis_i=0, outputs=parts)

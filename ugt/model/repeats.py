@@ -58,13 +58,21 @@ class RepeatBias(nn.Module):
         """Added to the logits of L2 under each path's L1, [B, Q, K2]. `before_BQL`: which events a path has read, all if None."""
         here_BQL = (read.group_BL // k2)[:, None] == l1_BQ[..., None]
         share_BQK = self._sum(here_BQL, before_BQL, read.share_BL) @ F.one_hot(read.group_BL % k2, k2).to(read.share_BL.dtype)
-        return self.group * SCALE * share_BQK.clamp(max=1)
+        return self.of_group(share_BQK)
 
     def third(self, read: Read, before_BQL: Tensor | None, group_BQ: Tensor, third_C: Tensor) -> Tensor:
         """Added to the logits of the slots of each path's group, [B, Q, C]. `third_C` is arange(C)."""
         here_BQL = read.group_BL[:, None] == group_BQ[..., None]
         slot_BLC = (read.l3_BL[..., None] == third_C).to(read.count_BL.dtype)
-        return self.item * SCALE * (self._sum(here_BQL, before_BQL, read.count_BL) @ slot_BLC).clamp(max=1)
+        return self.of_item(self._sum(here_BQL, before_BQL, read.count_BL) @ slot_BLC)
+
+    def of_group(self, share: Tensor) -> Tensor:
+        """Added to the logits of groups of which a history holds such shares."""
+        return self.group * SCALE * share.clamp(max=1)
+
+    def of_item(self, count: Tensor) -> Tensor:
+        """Added to the logits of items which a history holds so many times."""
+        return self.item * SCALE * count.clamp(max=1)
 
     @property
     def of_dense(self) -> Tensor:

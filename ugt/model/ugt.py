@@ -32,15 +32,20 @@ IMPOSSIBLE = -1e9  # a log-probability no possible code can have; finite, so tha
 
 
 class UGT(nn.Module):
-    def __init__(self, config: ModelConfig, semantic_ids: SemanticIds, vector_NV: np.ndarray, vocabulary: UserVocabulary):
-        """`vector_NV` are the vectors the semantic IDs were made of. Raises UGTError if their number is not that of the items."""
+    def __init__(
+        self, config: ModelConfig, semantic_ids: SemanticIds, vector_NV: np.ndarray, vocabulary: UserVocabulary, estimated_NV: np.ndarray | None = None
+    ):
+        """`vector_NV` are the vectors the semantic IDs were made of, `estimated_NV` those of the same items as if they were new (`ItemTable`).
+
+        Raises UGTError if their number is not that of the items.
+        """
         super().__init__()
         if len(vector_NV) != len(semantic_ids):
             raise UGTError(
                 f"item vectors: {len(vector_NV):,} rows for {len(semantic_ids):,} items. Both must come from the same semantic IDs step: run it again."
             )
         self.config, self.semantic_ids, self.vocabulary = config, semantic_ids, vocabulary
-        self.items = ItemTable(config, semantic_ids, vector_NV)
+        self.items = ItemTable(config, semantic_ids, vector_NV, estimated_NV)
         self.history = HistoryEmbedding(config, vocabulary.sizes)
         self.context = ContextEmbedding(config.width)
         self.encoder = Encoder(config)
@@ -56,18 +61,13 @@ class UGT(nn.Module):
     def settle_unread(self, read: Mapping[str, Sequence[np.ndarray]]) -> None:
         """Give the rows of the small input tables that training never read the mean of those it read.
 
-        `read`: by input (`action`, `value`, `gap`, `context`, `user`) the codes read in each of its tables. Without this a kind of event that first occurs
+        `read`: by input (each event attribute, `context`, `user`) the codes read in each of its tables. Without this a kind of event that first occurs
         online, a "like" after training on ratings alone, would add a random vector to the history.
         """
-        tables: dict[str, Sequence[nn.Embedding]] = {
-            "action": [self.history.action],
-            "value": [self.history.value],
-            "gap": [self.history.gap],
-            "context": [self.context.moment],
-            "user": list(self.history.user),
-        }
-        for name, codes in read.items():
-            for table, trained in zip(tables[name], codes, strict=True):
+        tables: dict[str, Sequence[nn.Embedding]] = {name: [getattr(self.history, name)] for name in self.history.attributes}
+        tables |= {"context": [self.context.moment], "user": list(self.history.user)}
+        for name in tables.keys() & read.keys():
+            for table, trained in zip(tables[name], read[name], strict=True):
                 unread = torch.ones(table.num_embeddings, dtype=torch.bool)
                 unread[torch.from_numpy(trained)] = False
                 if unread.any() and not unread.all():
@@ -75,8 +75,7 @@ class UGT(nn.Module):
 
     def encode(self, inputs: Mapping[str, Tensor], tables: CatalogueTables) -> Tensor:
         """State of every position, [B, 1 + L, D], from the arrays of `ugt.model.inputs.build_inputs`. State t has read events 0..t-1."""
-        tokens = self.history(inputs["item_BL"], inputs["action_BL"], inputs["value_BL"], inputs["gap_BL"], inputs["user_BU"], tables.item_ID)
-        return self.encoder(tokens)
+        return self.encoder(self.history(inputs, tables.item_ID), inputs.get("gap_BL"))
 
     def user_vectors(self, state_D: Tensor, context: Tensor) -> Tensor:
         """[..., D]; its inner product with a row of `tables.item_ID` is the dense head's logit."""
