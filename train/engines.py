@@ -167,7 +167,7 @@ class DeepSpeedEngine:
             self._set_moments(moments, first_batch)
 
     def _set_moments(self, moments: State, first_batch: Callable[[], Batch]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         self.set_rate(0.0)
         batch = first_batch()
@@ -181,6 +181,10 @@ class DeepSpeedEngine:
                 value = (moments[name][key] if name in moments else torch.zeros(shape, device=p.device)).reshape(shape or (1,))
                 if self.zero_stage == 0:
                     self._torch_optimizer.state[p][key].copy_(value)
+                elif self.zero_stage == 3:  # the full setter fails where ranks do not divide a parameter evenly
+                    part = p.ds_tensor.numel()
+                    whole = torch.nn.functional.pad(value.flatten(), (0, part * self.workers - value.numel()))
+                    safe_set_local_optimizer_state(p, whole[dist.get_rank() * part :][:part], key)
                 else:
                     safe_set_full_optimizer_state(p, value, key)
         for state in self._torch_optimizer.state.values():
