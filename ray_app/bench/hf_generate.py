@@ -65,7 +65,7 @@ class EncoderDecoder:
         self._codes_N3 = items.codes_N3.numpy() + np.array([FIRST, FIRST + items.k1, FIRST + items.k1 + items.k2])
         vocabulary = FIRST + items.k1 + items.k2 + items.k3
 
-        def built(decoder_layers: int) -> Any:
+        def built(layers: int) -> Any:
             return T5ForConditionalGeneration(
                 T5Config(
                     vocab_size=vocabulary,
@@ -73,8 +73,8 @@ class EncoderDecoder:
                     d_kv=config.width // config.heads,
                     num_heads=config.heads,
                     d_ff=config.width * config.feed_forward,
-                    num_layers=config.encoder_layers,
-                    num_decoder_layers=decoder_layers,
+                    num_layers=layers,
+                    num_decoder_layers=layers,
                     dropout_rate=0.0,
                     pad_token_id=PAD,
                     eos_token_id=END,
@@ -82,8 +82,8 @@ class EncoderDecoder:
             )
 
         self.wanted = parameters_beside_items(model)
-        # not fewer than the encoder's: transformers makes its cache as deep as the encoder and then misses the layers that are not there
-        self.model = min((built(n) for n in range(config.encoder_layers, 9)), key=lambda m: abs(_parameters(m) - self.wanted)).eval()
+        # as many layers on both sides: transformers makes its cache as deep as the encoder and misses a deeper decoder's layers
+        self.model = min((built(n) for n in range(1, 9)), key=lambda m: abs(_parameters(m) - self.wanted)).eval()
         self.parameters = _parameters(self.model)
         self._processors = LogitsProcessorList([TrieLogits(model, vocabulary)])
 
