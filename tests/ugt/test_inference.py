@@ -39,7 +39,7 @@ def test_both_ways_to_compute_experts_give_what_the_module_gives(experts: int, c
 def test_the_encoder_of_the_graph_is_the_encoder(model: UGT) -> None:
     x_BTD = torch.randn(3, 7, 16)
     with torch.inference_mode():
-        assert torch.allclose(inference.encoded(model.encoder, x_BTD), model.encoder(x_BTD), atol=CLOSE)
+        assert torch.allclose(inference.encoded(model.encoder, x_BTD, None), model.encoder(x_BTD), atol=CLOSE)
 
 
 def test_three_steps_with_what_was_written_are_the_decoder_over_three_tokens(model: UGT) -> None:
