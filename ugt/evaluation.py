@@ -14,18 +14,18 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 class SasRecConfig(Config):
-    """SASRec as its paper sets it for Amazon's sparse sets (Kang and McAuley, 2018, section IV.D: two blocks, one head, learning rate .001, dropout .5; they
-    use .2 for MovieLens-1M), but trained by softmax over shared negatives at every position, which is what makes it strong (Klenitskiy and Vasilev, 2023;
+    """SASRec as its paper sets it for Amazon's sparse sets (Kang and McAuley, 2018, section IV.D: two blocks, one head, dropout .5; they use .2 for
+    MovieLens-1M), but trained by softmax over shared negatives at every position, which is what makes it strong (Klenitskiy and Vasilev, 2023;
     Petrov and Macdonald, 2023). What is None is UGT's own, so that both see the same batches, the same windows and as many negatives."""
 
     width: int = Field(64, ge=8)  # the paper has 50; 64 is UGT's
     blocks: int = Field(2, ge=1)
     heads: int = Field(1, ge=1)
     dropout: float = Field(0.5, ge=0, lt=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)  # validation NDCG@10 on Beauty: .0541 after 14 epochs, where the paper's .001 needs 30 (.0543)
     warmup: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
-    epochs: int = Field(40, ge=1)  # the best on validation is kept
+    epochs: int = Field(20, ge=1)  # the best on validation is kept
     gradient_clip: float = Field(1.0, gt=0)
     max_length: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1)
