@@ -51,6 +51,7 @@ class Plan:
     strategy: Literal["ddp", "deepspeed"] = "ddp"
     zero_stage: int = 1
     seconds: float = 0.0  # most wall time of the training, first and last validation included; 0: no limit. It ends by the clock or after `epochs`
+    after: float = 1.0  # validations' worth of time that is kept back for the last one and for what the caller does after it
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def fit(
     if not progress.curve:
         before = clock.seconds
         _close_epoch(progress, {"stage": plan.name, "epoch": -1}, engine, average, validate, rank)
-        clock.kept_back = clock.seconds - before
+        clock.kept_back = plan.after * (clock.seconds - before)
     for epoch in count(progress.epoch):
         if clock.share(epoch / plan.epochs if plan.epochs else 1.0) >= 1 or _out_of_patience(plan, progress, workers):
             break

@@ -32,6 +32,7 @@ from ugt.schema import UGTError
 from ugt.scoring import candidates, choose_fusion, load_checkpoint, ndcg, new_model, save_checkpoint, tensors, user_codes
 
 FAILURE, RESULT = "failure.txt", "result"
+AFTER_TRAINING = 4.0  # the last validation, and the choice of the mix with the beam that is served (50 against 20)
 
 
 def run(
@@ -137,6 +138,7 @@ def train_stage(
         precision=training.precision,
         strategy=training.strategy,
         zero_stage=training.zero_stage,
+        after=AFTER_TRAINING,
         seconds=max(1.0, task["started"] + stage.seconds - time.time()) if stage.seconds else 0.0,
     )
     objective = StageObjective(model, stage, training, counts_N).to(device)
