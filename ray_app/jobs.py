@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tenacity
+
 from ray_app.cluster import API_SERVER, auth_headers
 from ugt.schema import UGTError
 
 # What the upload must not hold; .gitignore and .rayignore are honoured by Ray as well.
 EXCLUDES = [".git", ".venv", ".ugt", "tests", "benchmarks", "docs", "**/__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "*.egg-info"]
+
+AGENT_SECONDS = 60  # a new head is waited for this long
 
 
 def root() -> Path:
@@ -56,11 +60,23 @@ def submit(address: str, arguments: Sequence[str], env: dict[str, str]) -> str:
         raise UGTError("nothing to submit. Give the command after --, for example: ugt job submit -- demo --source sample")
     if arguments[0] == "ugt":
         arguments = arguments[1:]
-    return client(address).submit_job(
-        entrypoint="python -m ray_app " + shlex.join(arguments),
-        runtime_env={"working_dir": str(root()), "excludes": EXCLUDES, "env_vars": env},
-        metadata={"command": shlex.join(arguments)[:200]},
-    )
+    jobs = client(address)
+    # the dashboard answers some seconds before a node's agent has reported to it: longer on a busy machine
+    agent_is_late = tenacity.retry_if_exception(lambda error: isinstance(error, RuntimeError) and "No available agent" in str(error))
+    patient = tenacity.Retrying(retry=agent_is_late, wait=tenacity.wait_fixed(2), stop=tenacity.stop_after_delay(AGENT_SECONDS), reraise=True)
+    try:
+        return patient(
+            jobs.submit_job,
+            entrypoint="python -m ray_app " + shlex.join(arguments),
+            runtime_env={"working_dir": str(root()), "excludes": EXCLUDES, "env_vars": env},
+            metadata={"command": shlex.join(arguments)[:200]},
+        )
+    except RuntimeError as error:
+        if "No available agent" not in str(error):
+            raise
+        raise UGTError(
+            f"the Ray cluster has no node that takes jobs after {AGENT_SECONDS} s. Look at it: ugt cluster status, and the dashboard's page of nodes."
+        ) from error
 
 
 def follow(address: str, job_id: str) -> bool:
