@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ugt.model.config import ModelConfig
+from ugt.model.config import ModelConfig, TrainingConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.model.ugt import UGT
 from ugt.schema import UGTError
@@ -55,3 +55,11 @@ def test_the_default_size_is_tiny() -> None:
 def test_sizes_that_do_not_fit_are_refused_with_the_way_out(flags: dict[str, object], words: str) -> None:
     with pytest.raises(UGTError, match=re.escape(words)):
         load_settings(ROOT / "configs" / "size-small.yaml", flags)
+
+
+def test_a_stage_of_which_one_field_is_set_keeps_its_other_fields() -> None:
+    """Fault 6: another learning rate does not take the contrastive or the preference term out of the loss."""
+    training = TrainingConfig.model_validate({"stage2": {"learning_rate": 1e-4}, "stage3": {"epochs": 3}})
+    assert (training.stage2.contrastive_weight, training.stage2.epochs) == (TrainingConfig().stage2.contrastive_weight, 2) != (0.0, 2)
+    assert (training.stage3.dpo_weight, training.stage3.learning_rate, training.stage3.epochs) == (0.05, 2e-4, 3)
+    assert TrainingConfig.model_validate({"stage2": {"contrastive_weight": 0.0}}).stage2.contrastive_weight == 0  # said is done

@@ -54,6 +54,9 @@ class ModelConfig(Config):
         return self
 
 
+STAGES = ("stage1", "stage2", "stage3")
+
+
 class StageConfig(Config):
     """One stage of training: how long, how fast, and the weight of each term of its loss (0 leaves a term out)."""
 
@@ -104,6 +107,15 @@ class TrainingConfig(Config):
     stage1: StageConfig = StageConfig()
     stage2: StageConfig = StageConfig(epochs=2, learning_rate=5e-4, contrastive_weight=0.1)
     stage3: StageConfig = StageConfig(epochs=1, learning_rate=2e-4, dpo_weight=0.05)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_are_whole(cls, given: Any) -> Any:
+        """A stage of which one field is set keeps its own other fields: stage 2 with another learning rate is still contrastive."""
+        if not isinstance(given, dict):
+            return given
+        stages = {name: cls.model_fields[name].default.model_dump() | given[name] for name in STAGES if isinstance(given.get(name), dict)}
+        return given | stages
 
     @model_validator(mode="after")
     def _workers_fit(self) -> TrainingConfig:
