@@ -34,7 +34,7 @@ from ugt.semantic_ids import SemanticIds
 from ugt.strategies import search
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-FORMAT = 1
+FORMAT = 2  # 2: repeat bias, attributes by name
 PAGE = 10  # of the fused list by another strategy than the beam: the cut-off of the headline
 
 
