@@ -53,7 +53,7 @@ class Steps:
         """log p(l1), [B, K1]."""
         live_BK = self.limits.first_live_FK[self.limits.filter_B].scatter_add(1, self.excluded.l1_BE, -self.counts_BX)
         x_BD = self.model.decoder.start(self.state_BD) + self.context_BD + self.model.decoder.step.weight[0]
-        h_BD, self.written = inference.decoder_step(self.model.decoder, x_BD, None, None, self.memory, 1)
+        h_BD, self.first_code = inference.decoder_step(self.model.decoder, x_BD, None, [], self.memory, 1)
         return masked_log_softmax(self.model.level_heads.first(h_BD, self.tables.first_KD) + self.limits.prior_BK, live_BK > 0)
 
     def second(self, l1_BW: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ class Steps:
             token_RD, row_M = inference.prefix_tokens(self.model.decoder, 1, first_KD), l1_M
         else:
             token_RD, row_M = inference.prefix_tokens(self.model.decoder, 1, first_KD[l1_M]), None
-        written = inference.follow(self.written, (self.request_B1 + 0 * self.beam_BW).reshape(-1))  # the first code is the same for all beams
-        h_MD, self.written = inference.decoder_step(self.model.decoder, token_RD, row_M, written, self.memory, self.width)
+        self.first_code = inference.follow(self.first_code, (self.request_B1 + 0 * self.beam_BW).reshape(-1))  # the same for all beams of a request
+        h_MD, self.second_code = inference.decoder_step(self.model.decoder, token_RD, row_M, [self.first_code], self.memory, self.width)
         # one of the beams that hold an L1 keeps the count of its groups for all of them
         keeper_BK = torch.full((self.batch, self.k1), -1, dtype=torch.int64, device=l1_BW.device).scatter(1, l1_BW, self.beam_BW)
         self.keeper_BW = keeper_BK.gather(1, l1_BW)
@@ -80,7 +80,7 @@ class Steps:
     def third(self, parent_BW: Tensor, group_BW: Tensor) -> tuple[Tensor, Tensor]:
         """(log p(l3 | l1, l2), rows of the item table) for each kept group, whose l1 was beam `parent_BW` of the step before; [B, W, C] each."""
         token_MD = inference.prefix_tokens(self.model.decoder, 2, self.tables.group_GD[group_BW.reshape(-1)])
-        written = inference.follow(self.written, self._row(parent_BW))
+        written = [self.first_code, inference.follow(self.second_code, self._row(parent_BW))]
         h_MD, _ = inference.decoder_step(self.model.decoder, token_MD, None, written, self.memory, self.width)
         item_BWC, legal_BWC, read_BWC = self._items(parent_BW, group_BW)
         heads, item_ID = self.model.level_heads, self.tables.item_ID

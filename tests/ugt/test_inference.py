@@ -50,10 +50,10 @@ def test_three_steps_with_what_was_written_are_the_decoder_over_three_tokens(mod
     with torch.inference_mode():
         wanted, _, _ = model.decoder(token_BQ3D, None, model.decoder.memory(state_BTD), mask_B1T.expand(-1, beams, -1))
         memory = inference.memory_of(model.decoder, state_BTD, length_B)
-        first, written = inference.decoder_step(model.decoder, token_BQ3D[:, 0, 0], None, None, memory, 1)
-        written = inference.follow(written, torch.arange(batch).repeat_interleave(beams))
-        second, written = inference.decoder_step(model.decoder, token_BQ3D[:, :, 1].reshape(-1, 16), None, written, memory, beams)
-        third, _ = inference.decoder_step(model.decoder, token_BQ3D[:, :, 2].reshape(-1, 16), None, written, memory, beams)
+        first, code = inference.decoder_step(model.decoder, token_BQ3D[:, 0, 0], None, [], memory, 1)
+        written = [inference.follow(code, torch.arange(batch).repeat_interleave(beams))]
+        second, code = inference.decoder_step(model.decoder, token_BQ3D[:, :, 1].reshape(-1, 16), None, written, memory, beams)
+        third, _ = inference.decoder_step(model.decoder, token_BQ3D[:, :, 2].reshape(-1, 16), None, [*written, code], memory, beams)
     assert torch.allclose(first, wanted[:, 0, 0], atol=CLOSE)
     for found, step in ((second, 1), (third, 2)):
         assert torch.allclose(found.view(batch, beams, -1), wanted[:, :, step], atol=CLOSE)
@@ -63,8 +63,8 @@ def test_tokens_given_once_with_their_beams_are_tokens_given_for_each_beam(model
     token_RD, row_M = torch.randn(5, 16), torch.tensor([4, 0, 0, 2, 1, 4])
     with torch.inference_mode():
         memory = inference.memory_of(model.decoder, torch.randn(2, 4, 16), torch.tensor([3, 2]))
-        once, _ = inference.decoder_step(model.decoder, token_RD, row_M, None, memory, 3)
-        each, _ = inference.decoder_step(model.decoder, token_RD[row_M], None, None, memory, 3)
+        once, _ = inference.decoder_step(model.decoder, token_RD, row_M, [], memory, 3)
+        each, _ = inference.decoder_step(model.decoder, token_RD[row_M], None, [], memory, 3)
     assert torch.allclose(once, each, atol=CLOSE)
 
 

@@ -5,12 +5,12 @@ Attention over the codes written so far (three at most) multiplies by a 0/1 matr
 tiny ones. `forward` of the modules, which trains and
 feeds the exact scorer, is the slow, obvious version (tests/ugt/test_inference.py).
 
-Shapes: B requests, W beams, M = B W tokens, R distinct tokens, T positions, D width, H heads, P codes so far, E experts, F hidden width of an expert.
+Shapes: B requests, W beams, M = B W tokens, R distinct tokens, T positions, D width, H heads, P places, E experts, F hidden width of an expert.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,7 +36,7 @@ class Memory(NamedTuple):
 
 
 class Written(NamedTuple):
-    """Keys and values of the codes written so far in one layer, [M, P, D]."""
+    """Keys and values of one code of every beam in one layer, [M, D] each."""
 
     k: Tensor
     v: Tensor
@@ -83,11 +83,11 @@ def prefix_tokens(decoder: Decoder, level: int, node_RD: Tensor) -> Tensor:
 
 
 def decoder_step(
-    decoder: Decoder, token_RD: Tensor, row_M: Tensor | None, written: list[Written] | None, memory: Memory, beams: int
+    decoder: Decoder, token_RD: Tensor, row_M: Tensor | None, written: Sequence[list[Written]], memory: Memory, beams: int
 ) -> tuple[Tensor, list[Written]]:
-    """States of the next code of every beam, [M, D], and what is written with it: `Decoder.forward` in evaluation mode, one step.
+    """States of the next code of every beam, [M, D], and what is written with it in each layer: `Decoder.forward` in evaluation mode, one step.
 
-    `row_M` says which token each beam has, where the distinct ones are fewer; without it there is one for each beam.
+    `written` are the codes before it. `row_M` says which token each beam has, where the distinct ones are fewer; without it there is one for each beam.
     """
     now: list[Written] = []
     x_MD = token_RD
@@ -95,11 +95,9 @@ def decoder_step(
         q, k, v = _query_key_value(block.self_attention, block.self_norm(x_MD))
         if row_M is not None and not i:
             x_MD, q, k, v = (y[row_M] for y in (x_MD, q, k, v))
-        own = Written(k[:, None], v[:, None])
-        if written is not None:
-            own = Written(torch.cat([written[i].k, own.k], dim=1), torch.cat([written[i].v, own.v], dim=1))
-            v = _over_codes(q, own, block.self_attention.heads, decoder.start.in_features)  # of one code alone: its value
-        now.append(own)
+        now.append(Written(k, v))
+        if written:  # one code attends to itself alone
+            v = _over_codes(q, [*(code[i] for code in written), now[i]], block.self_attention.heads, decoder.start.in_features)
         x_MD = _block_step(block, x_MD + block.self_attention.out(v), memory.keys_values[i], memory.hidden_B11T, beams)
     return decoder.norm(x_MD), now
 
@@ -139,11 +137,13 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, width: int) -> Te
     return y.transpose(1, 2).reshape(-1, width)
 
 
-def _over_codes(q_MD: Tensor, written: Written, heads: int, width: int) -> Tensor:
+def _over_codes(q_MD: Tensor, codes: Sequence[Written], heads: int, width: int) -> Tensor:
     """Attention of each beam over its own codes, [M, D]."""
     head_DH = torch.eye(heads, device=q_MD.device, dtype=q_MD.dtype).repeat_interleave(width // heads, dim=0)
-    weight_MPH = F.softmax((q_MD[:, None] * written.k) @ head_DH, dim=1)
-    return ((weight_MPH @ head_DH.t()) * written.v).sum(1)
+    logit_MPH = torch.cat([(q_MD * code.k) @ head_DH for code in codes], dim=1).view(-1, len(codes), heads)
+    weights = F.softmax(logit_MPH, dim=1).view(-1, len(codes) * heads).split(heads, dim=1)
+    parts = [(weight_MH @ head_DH.t()) * code.v for weight_MH, code in zip(weights, codes, strict=True)]
+    return sum(parts[1:], parts[0])
 
 
 def all_experts(experts: MixtureOfExperts, x_MD: Tensor) -> Tensor:
@@ -164,11 +164,11 @@ def chosen_experts(experts: MixtureOfExperts, x_MD: Tensor) -> Tensor:
     k = experts.chosen
     chosen_Mk, expert_Mk = experts.router(x_MD).topk(k, dim=-1)
     expert_P = expert_Mk.reshape(-1)
-    order_P = torch.topk(expert_P, expert_P.shape[0], largest=False).indices  # the (token, choice) pairs by expert
+    mine_EP = expert_P == torch.arange(experts.experts, device=x_MD.device)[:, None]
+    order_P = mine_EP.nonzero()[:, 1]  # the (token, choice) pairs by expert
     place_P = torch.zeros_like(order_P).scatter(0, order_P, torch.arange(expert_P.shape[0], device=x_MD.device))
-    load_E = (expert_P[:, None] == torch.arange(experts.experts, device=x_MD.device)).long().sum(0)
     parts = []
-    for e, mine in enumerate(in_parts(x_MD[order_P // k], load_E, experts.experts)):
+    for e, mine in enumerate(in_parts(x_MD[order_P // k], mine_EP.long().sum(1), experts.experts)):
         h = F.gelu(F.linear(mine, experts.up_EDF[e].t(), experts.up_bias_EF[e]))
         parts.append(F.linear(h, experts.down_EFD[e].t(), experts.down_bias_ED[e]))
     y_PD, place_Mk, gate_Mk = torch.cat(parts), place_P.view(-1, k), F.softmax(chosen_Mk, dim=-1)
