@@ -77,18 +77,22 @@ def load_stores(settings: Settings, version: Version) -> dict[str, Any]:
 
 
 def shown_before(settings: Settings, version: Version) -> dict[str, set[str]]:
-    """What each user was shown within the exposure window by earlier runs: read from the store, not from the server that is judged."""
+    """What each user was shown within the exposure window, or gave feedback on, in earlier runs: read from the store, not from the server that is judged."""
     user_ids = read_table(version.steps["histories"] / "histories").column("user_id").to_pylist()
+    return asyncio.run(_shown_or_fed_back(embedded.resolve(settings.stores, settings.home).redis_url, settings.serve.exposure_hours, user_ids))
 
-    async def read() -> dict[str, set[str]]:
-        features = OnlineFeatures(embedded.resolve(settings.stores, settings.home).redis_url, settings.serve.exposure_hours)
-        try:
-            states = [await features.user_state(user_id, time.time(), 1) for user_id in user_ids]
-        finally:
-            await features.close()
-        return {state.user_id: state.exposed for state in states}
 
-    return asyncio.run(read())
+async def _shown_or_fed_back(redis_url: str, exposure_hours: float, user_ids: list[str]) -> dict[str, set[str]]:
+    features = OnlineFeatures(redis_url, exposure_hours)
+    try:
+        known = {user_id: (await features.user_state(user_id, time.time(), 1)).exposed for user_id in user_ids}
+        # from the stream of accepted events, not from what was materialised of it: the materialised state is part of what is judged
+        async for event in features.events():
+            if event.user_id in known:
+                known[event.user_id].add(event.item_id)
+    finally:
+        await features.close()
+    return known
 
 
 @contextmanager

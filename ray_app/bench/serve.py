@@ -20,6 +20,7 @@ import numpy as np
 
 from ugt import histories as histories_module
 from ugt.artifacts import ITEMS, read_table
+from ugt.runtime import STRATEGIES
 from ugt.schema import ITEM_TYPES, UGTError
 
 RECOMMEND = "/api/v1/recommend"
@@ -92,7 +93,7 @@ class World:
         return {i for i in self.types if i not in gone and self.passes(i, types, categories)}
 
     def requests(self, rng: random.Random, users: list[str]) -> Iterator[dict[str, Any]]:
-        """Endless plausible requests: any user, mostly a page of 10 or 20, one in three filtered, one in three with exclusions."""
+        """Endless plausible requests: any user, mostly a page of 10 or 20, one in three filtered, one in three with exclusions, half by a named strategy."""
         all_genres = sorted({g for genres in self.genres.values() for g in genres})
         all_types, items = sorted(set(self.types.values()) & set(ITEM_TYPES)), sorted(self.types)
         while True:
@@ -103,6 +104,8 @@ class World:
                 body["item_types"] = rng.sample(all_types, k=rng.randint(1, len(all_types)))
             if rng.random() < 0.33:
                 body["exclude"] = rng.sample(items, k=min(len(items), rng.randint(1, 50)))
+            if rng.random() < 0.5:
+                body["decoding"] = rng.choice(STRATEGIES)
             if rng.random() < 0.1:
                 body["explain"] = True
             yield body
