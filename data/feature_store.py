@@ -70,8 +70,9 @@ def materialize(
         histories = histories_module.load(Path(histories_dir))
         replayed = asyncio.run(_load_redis(resolved.redis_url, key, histories, users, item_ids))
         for space in vectors.spaces():
-            if space.startswith("dense_") and space not in files and vectors.count(space) != len(items):
-                vectors.drop(space)  # a version of another catalogue
+            # a dense space is one version's and goes with its catalogue; the others are the loaded version's, which may have been made without one
+            if space not in files and (not space.startswith("dense_") or vectors.count(space) != len(items)):
+                vectors.drop(space)
         for space, path in files.items():
             vectors.replace(space, item_ids, np.load(path))
         records.replace_catalogue(items, users.values())

@@ -63,7 +63,8 @@ def find(settings: Settings, version: str = PRODUCTION) -> Version:
 
 def load_stores(settings: Settings, version: Version) -> dict[str, Any]:
     """Histories and popularity to Redis, vectors to Milvus, items and users to SQL; quick if they are there already."""
-    spaces = {space: version.steps[step] / file for space, (step, file) in SPACES.items()}
+    # a version made without a kind of vector (semantic_ids.fused_weight 0, say) has no such space, and /similar says so
+    spaces = {space: version.steps[step] / file for space, (step, file) in SPACES.items() if step in version.steps}
     return materialize(
         version.steps["histories"],
         version.steps["etl"],

@@ -44,7 +44,8 @@ def folders(tmp_path_factory):
 
 
 def load(root, version="v0001-00000000", spaces=None):
-    where = {"name": "ugt", "version": version, "version_dir": root / "version", "spaces": spaces or {"fused": root / "fused.npy"}}
+    spaces = {"fused": root / "fused.npy"} if spaces is None else spaces
+    where = {"name": "ugt", "version": version, "version_dir": root / "version", "spaces": spaces}
     return materialize(root / "histories", root / "etl", StoresConfig(), root / "home", **where)
 
 
@@ -95,3 +96,11 @@ def test_feedback_survives_a_new_version_and_a_killed_load_is_done_again(folders
 def test_missing_vectors_name_their_file(folders):
     with pytest.raises(UGTError, match=r"nowhere\.npy"):
         load(folders, spaces={"fused": folders / "nowhere.npy"})
+
+
+def test_a_version_made_without_a_kind_of_vector_leaves_none_of_an_older_one(folders):
+    """Vectors of another version would answer /similar as if they were this one's."""
+    load(folders)
+    load(folders, "v0002-00000000", spaces={})
+    store = VectorStore(embedded.resolve(StoresConfig(), folders / "home").milvus_uri)
+    assert set(store.spaces()) == {dense_space("v0001-00000000"), dense_space("v0002-00000000")}
