@@ -79,6 +79,7 @@ def _stage(number: int) -> Step:
             "work_dir": c.work,
         },
         shown=("epochs", "loss", "validation_ndcg@10"),
+        version=2,
         only=lambda s: number in stages(s),
     )
 
@@ -244,7 +245,7 @@ STEPS: tuple[Step, ...] = (
             "out_dir": c.out,
         },
         shown=("recall@10", "transitions_recall@10", "sasrec_recall@10", "popularity_recall@10", "item_knn_recall@10", "oracle_recall@10"),
-        version=2,
+        version=3,
     ),
     Step(
         name="export",
@@ -264,7 +265,7 @@ STEPS: tuple[Step, ...] = (
             "out_dir": c.out,
         },
         shown=("same_top10", "max_difference", "exact_same_top10", "megabytes"),
-        version=3,
+        version=4,
     ),
 )
 STEP_NAMES = tuple(step.name for step in STEPS)

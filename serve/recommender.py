@@ -30,13 +30,15 @@ from serve.metrics import RecommenderMetrics
 from serve.problems import Refusal
 from serve.reasons import reason
 from serve.retriever import Candidates, FilterKey
-from serve.versions import Fusion, VersionSource
+from serve.versions import VersionSource
 from ugt.api import Recommendation, RecommendRequest, SimilarItems, SimilarRequest
 from ugt.model.inputs import USER_ATTRIBUTES
-from ugt.ranking import page
+from ugt.ranking import Candidates as Proposed
+from ugt.ranking import Fusion, page, proposals
 from ugt.schema import ACTION_IDS, Rung
 from ugt.settings import ServeConfig
 from ugt.stores.features import ALL, OnlineFeatures, UserState, segment_of
+from ugt.transitions import NOTHING, Followed
 
 HISTORY = 200  # events read for a request, or as many as the model reads if those are more; events of items that are gone leave fewer
 POPULAR_PAGE = 1000
@@ -79,7 +81,7 @@ class Recommender:
         version = user_config["version"]
         folder = self._source.folder(version)
         self._catalogue: Catalogue = self._source.catalogue(folder)
-        self._fusion = self._source.fusion(folder)
+        self._fusion, self._transitions = self._source.fusion(folder)
         self._events_read = max(HISTORY, self._source.max_length(folder))
         self._version = version
         self._metrics.version.set(1, tags={"version": version})
@@ -144,7 +146,7 @@ class Recommender:
         )
 
     async def _personal(self, request: Request) -> list[Pick]:
-        """The rungs ugt and retrieval, fused the way evaluation fuses them; empty if neither answered."""
+        """The rungs ugt and retrieval with what followed the history in training, fused the way evaluation fuses them; empty if neither rung answered."""
         generated: Generated | None = await self._rung(
             request, "ugt", self._config.generation_budget_ms, self._generator.generate.remote(self._generation(request))
         )
@@ -153,11 +155,14 @@ class Recommender:
             near: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
             return [] if near is None else _picks(near.items, near.scores, set())
         request.rungs["ugt"]["decoding"] = generated.strategy
-        call = self._retriever.search.remote(request.version, generated.user_vector, request.exclude, request.key, self._config.candidates, generated.items)
+        followed = self._followed(request) if self._fusion.transitions > 0 else NOTHING
+        proposed = proposals(followed)
+        ask = np.concatenate([generated.items, proposed])
+        call = self._retriever.search.remote(request.version, generated.user_vector, request.exclude, request.key, self._config.candidates, ask)
         found: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
         if found is None:
             return _picks(generated.items, generated.log_probs, set(generated.items.tolist()))
-        items, scores = fused(generated, found, self._fusion, request.body.size)
+        items, scores = fused(generated, found, followed, proposed, self._fusion, request.body.size)
         return _picks(items, scores, set(generated.items.tolist()))
 
     async def _rung(self, request: Request, rung: str, budget_ms: int, call: Any) -> Any:
@@ -178,6 +183,12 @@ class Recommender:
             if cause is not None:
                 self._metrics.rung_failures.inc(tags={"rung": rung, "cause": cause})
         return None
+
+    def _followed(self, request: Request) -> Followed:
+        """What followed the history in training, as far as this request may get it."""
+        followed = self._transitions.after(request.history).without(np.asarray(request.exclude))
+        allowed_N = self._catalogue.allowed(request.key)
+        return followed if allowed_N is None else followed.without(followed.items[~allowed_N[followed.items]])
 
     def _generation(self, request: Request) -> Generation:
         events = [e for e in request.user.history if e.item_id in self._catalogue.index]
@@ -306,14 +317,16 @@ class Recommender:
         }
 
 
-def fused(generated: Generated, found: Candidates, fusion: Fusion, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `size` best of both heads and their scores, mixed as evaluation mixes them: the dense head's list goes no deeper than the beam's.
+def fused(generated: Generated, found: Candidates, followed: Followed, proposed: np.ndarray, fusion: Fusion, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `size` best of both heads and of what transitions propose, and their scores, mixed as evaluation mixes them: the dense head's list goes no deeper than
+    the beam's. `found.asked` are the dense scores of the generated items and then of the proposed ones.
 
-    A deeper one would lift items of the beam under `reciprocal_rank`, which counts places. Only a page longer than the beam needs it.
+    A deeper list would lift items of the beam under `reciprocal_rank`, which counts places. Only a page longer than the beam needs it.
     """
-    depth = max(len(generated.items), size)
-    dense_items, dense_scores = found.items[:depth], found.scores[:depth]
-    return page(generated.strategy, generated.items, generated.log_probs, found.asked, dense_items, dense_scores, fusion.weight, size, fusion.method)
+    beam, depth = len(generated.items), max(len(generated.items), size)
+    of_beam, of_proposed = found.asked[:beam], found.asked[beam:]
+    dense = found.items[:depth], found.scores[:depth]
+    return page(generated.strategy, Proposed(generated.items, generated.log_probs, of_beam, *dense, followed, proposed, of_proposed), fusion, size)
 
 
 def _picks(items: Any, scores: Any, generated: set[int]) -> list[Pick]:

@@ -1,17 +1,18 @@
-"""Where replicas find a model version: its folder in the registry, its catalogue joined with the records, how its heads are mixed."""
+"""Where replicas find a model version: its folder in the registry, its catalogue joined with the records, how it makes one ranking."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from serve.catalogue import Catalogue
+from ugt.ranking import Fusion
 from ugt.registry import Registry
 from ugt.runtime import CARD
 from ugt.settings import StoresConfig
 from ugt.stores import embedded
+from ugt.transitions import TransitionTable
 
 
 class StaleVersionError(Exception):
@@ -20,14 +21,6 @@ class StaleVersionError(Exception):
     def __init__(self, wanted: str, loaded: str):
         super().__init__(wanted, loaded)  # both, so that the error survives pickling between processes
         self.wanted, self.loaded = wanted, loaded
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """Arguments of `ugt.ranking.fuse`; `weight` is the generative head's share."""
-
-    method: Literal["log_probability", "reciprocal_rank"]
-    weight: float
 
 
 @dataclass(frozen=True)
@@ -50,9 +43,9 @@ class VersionSource:
     def catalogue(self, folder: Path) -> Catalogue:
         return Catalogue.load(folder, self.resolved().sql_url)
 
-    def fusion(self, folder: Path) -> Fusion:
-        """How this version mixes its heads: chosen on validation, kept in its card."""
-        return Fusion(**json.loads((folder / CARD).read_text())["fusion"])
+    def fusion(self, folder: Path) -> tuple[Fusion, TransitionTable]:
+        """How this version makes one ranking, chosen on validation and kept in its card, and the transition counts it needs for it."""
+        return Fusion(**json.loads((folder / CARD).read_text())["fusion"]), TransitionTable.load(folder)
 
     def max_length(self, folder: Path) -> int:
         """How many events of a history this version reads."""

@@ -73,8 +73,8 @@ class Decoder:
         from ugt.scoring import load_fusion, rank_users
 
         asked, codes_UA = self.rows_U[block_U], self.codes_UA[block_U]
-        fusion = load_fusion(self.folders[0])
-        return rank_users(self.model, self.split, asked, "validation", True, codes_UA, top_k=K, decoding=decoding, fusion=fusion, seed=self.seed)
+        fusion, transitions = load_fusion(self.folders[0])
+        return rank_users(self.model, self.split, asked, "validation", True, codes_UA, K, decoding, fusion, transitions, self.seed)
 
 
 def run(

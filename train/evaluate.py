@@ -107,7 +107,7 @@ def run(
     headline = {MODEL: figures["fused", True]} | {name: figures[name, True] for name in beside}
     length_U, count_U = split.test_at[rows_U], fitted.popularity_N[work.target_U]
     report = {
-        "protocol": _protocol(work, history, item_ids, config, decoding, load_fusion(checkpoint_dir), fitted.card, int(known_U.sum())),
+        "protocol": _protocol(work, history, item_ids, config, decoding, load_fusion(checkpoint_dir)[0], fitted.card, int(known_U.sum())),
         "metrics": headline,
         "heads": {head: _both(figures, head) for head in HEADS},
         "baselines": {name: _both(figures, name) for name in beside},

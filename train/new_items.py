@@ -30,16 +30,16 @@ from ugt.model.ugt import UGT
 from ugt.new_items import Gate, Mix, Signals, evidence, inherited_transitions, with_slot
 from ugt.new_vectors import NewVectors
 from ugt.quantizer import Codebooks
-from ugt.ranking import fuse, top
+from ugt.ranking import Fusion, fuse, top
 from ugt.schema import UGTError
-from ugt.scoring import Fusion, candidates, load_checkpoint, load_fusion, tensors, user_codes
+from ugt.scoring import candidates, load_checkpoint, load_fusion, tensors, user_codes
 from ugt.semantic_ids import SemanticIdConfig, SemanticIds
 from ugt.text import Encoder, TextConfig, item_texts
+from ugt.transitions import TransitionTable, transition_counts
 
 PLACES = 10  # of a list; one of them is the slot
 CANDIDATES = 50  # of the model's, that are put in order
 LOSS = 0.005  # of the hits on seen targets that the gate may cost
-LAGS, LAG_DECAY, BACKWARD = (1, 2, 3), 0.6, 0.5  # of transitions: how far apart, what each step further counts, what the other direction counts
 
 
 class Seen(NamedTuple):
@@ -79,7 +79,7 @@ def run(
     if history.split != "leave_one_out":
         raise UGTError("new items are measured with leave-one-out: a time split moves when events are held out. Set histories.split to leave_one_out.")
     old_ids = SemanticIds.load(semantic_ids_dir)
-    model, fusion = load_checkpoint(checkpoint_dir, semantic_ids_dir), load_fusion(checkpoint_dir)
+    model, (fusion, transitions) = load_checkpoint(checkpoint_dir, semantic_ids_dir), load_fusion(checkpoint_dir)
     vectors = NewVectors.load(semantic_ids, semantic_ids_dir, word2vec_dir, text_dir, fusion_dir)
     contents = _contents(etl_dir, len(old_ids), features_dir, fusion_dir, text if text_dir is not None else None)
     vector_MV, near = vectors.of(*contents)
@@ -88,7 +88,7 @@ def run(
     larger = grow(model, ids, vector_MV, near, free_share(model))
     split, reduced = whole_split(etl_dir, history), history.apply(history_files.load(histories_dir))
     users_U = users_of(split, reduced)
-    bench = _Bench(model, larger, fusion, decoding, split, etl_dir / "users", _signals(larger, vectors, contents, near, reduced))
+    bench = _Bench(model, larger, fusion, transitions, decoding, split, etl_dir / "users", _signals(larger, vectors, contents, near, reduced))
 
     validation = bench.look(users_U, "validation")
     is_old_U = validation.target_U < bench.old
@@ -168,7 +168,7 @@ def _signals(larger: UGT, vectors: NewVectors, contents: tuple[np.ndarray | None
     )
     content_IC = np.concatenate([vectors.neighbours.content_NC, unit_rows(content_MC - vectors.neighbours.mean_C)])
     company_IW = unit_rows(np.concatenate([company_NW, near.mean(company_NW)]))
-    return Signals(content_IC, company_IW, inherited_transitions(transition_counts(reduced, len(company_NW)), near), item_ID, near)
+    return Signals(content_IC, company_IW, inherited_transitions(transition_counts(*reduced.train_events(), len(company_NW)), near), item_ID, near)
 
 
 def unit_rows(x_NC: np.ndarray) -> np.ndarray:
@@ -176,24 +176,22 @@ def unit_rows(x_NC: np.ndarray) -> np.ndarray:
     return (x_NC / np.where(norm_N1 > 0, norm_N1, 1)).astype(np.float32)
 
 
-def transition_counts(split: Split, items: int) -> Any:
-    """How often one item stood up to three events before another in the train part, and half of the other direction, csr [N, N]."""
-    import scipy.sparse as sp
-
-    user_E, item_E = split.train_events()
-    counts = sp.csr_matrix((items, items))
-    for lag in LAGS:
-        same = np.flatnonzero(user_E[lag:] == user_E[:-lag])
-        weight = np.full(len(same), LAG_DECAY ** (lag - 1))
-        counts = counts + sp.csr_matrix((weight, (item_E[same], item_E[same + lag])), shape=(items, items))
-    return (counts + BACKWARD * counts.T).tocsr()
-
-
 class _Bench:
     """The models and signals, and a look at a part of the split; the mix is fitted by the first look, which must be at validation."""
 
-    def __init__(self, model: UGT, larger: UGT, fusion: Fusion, decoding: DecodingConfig, split: Split, users_dir: Path, signals: Signals):
-        self.model, self.larger, self.fusion, self.decoding, self.split, self.signals = model, larger, fusion, decoding, split, signals
+    def __init__(
+        self,
+        model: UGT,
+        larger: UGT,
+        fusion: Fusion,
+        transitions: TransitionTable,
+        decoding: DecodingConfig,
+        split: Split,
+        users_dir: Path,
+        signals: Signals,
+    ):
+        self.model, self.larger, self.decoding, self.split, self.signals = model, larger, decoding, split, signals
+        self.fusion, self.transitions = fusion, transitions
         self.old, self.codes_UA = len(model.semantic_ids), user_codes(users_dir, split.histories.user_ids, model.vocabulary)
         self._mixes: tuple[Mix, Mix] | None = None
 
@@ -207,8 +205,8 @@ class _Bench:
         split, old = self.split, self.old
         target_U, user_UD = split.targets(users_U, part), self._user_vectors(users_U, part)
         before = without_items(split, old, part)
-        lists = candidates(self.model, before, users_U, part, True, self.codes_UA[users_U], CANDIDATES, self.decoding)
-        fused = [fuse(*c, self.fusion.weight, CANDIDATES, self.fusion.method) for c in lists]
+        lists = candidates(self.model, before, users_U, part, True, self.codes_UA[users_U], CANDIDATES, self.decoding, self.transitions)
+        fused = [fuse(c, self.fusion, CANDIDATES) for c in lists]
         histories = [split.example(int(u), part).items for u in users_U]
         forbidden = [np.setdiff1d(h[h >= old], [t]) - old for h, t in zip(histories, target_U, strict=True)]
         if part == "validation":
@@ -231,10 +229,10 @@ class _Bench:
 
     def own_ranking(self, users_U: np.ndarray, part: Part) -> np.ndarray:
         """The grown model's own lists, new items among all others, [U, K]."""
-        found = candidates(self.larger, self.split, users_U, part, True, self.codes_UA[users_U], 50, self.decoding)
+        found = candidates(self.larger, self.split, users_U, part, True, self.codes_UA[users_U], 50, self.decoding, self.transitions)
         lists = np.full((len(users_U), PLACES), -1, np.int64)
         for row, c in enumerate(found):
-            items = c.fused(self.fusion, PLACES)
+            items = fuse(c, self.fusion, PLACES)[0]
             lists[row, : len(items)] = items
         return lists
 

@@ -28,8 +28,11 @@ from ugt.histories import HistoryConfig
 from ugt.model.config import DecodingConfig, ModelConfig, StageConfig, TrainingConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.model.ugt import UGT
+from ugt.ranking import Candidates, Fusion, choose, ndcg
 from ugt.schema import UGTError
-from ugt.scoring import candidates, choose_fusion, load_checkpoint, ndcg, new_model, save_checkpoint, tensors, user_codes
+from ugt.scoring import candidates, load_checkpoint, new_model, save_checkpoint, tensors, user_codes
+from ugt.transitions import FILE as TRANSITIONS
+from ugt.transitions import TransitionTable
 
 FAILURE, RESULT = "failure.txt", "result"
 AFTER_TRAINING = 4.0  # the last validation, and the choice of the mix with the beam that is served (50 against 20)
@@ -74,7 +77,7 @@ def run(
         raise UGTError((work_dir / FAILURE).read_text())
     figures: dict[str, Any] = json.loads((work_dir / RESULT / "figures.json").read_text())
     out_dir.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "model.json", "curve.jsonl", warm_start.VECTORS):
+    for name in ("model.safetensors", "model.json", "curve.jsonl", warm_start.VECTORS, TRANSITIONS):
         shutil.copyfile(work_dir / RESULT / name, out_dir / name)
     for name in (warm_start.TABLE, warm_start.CODEBOOKS):  # what a later warm start has to know of the catalogue
         if (Path(semantic_ids_dir) / name).is_file():
@@ -143,12 +146,16 @@ def train_stage(
     )
     objective = StageObjective(model, stage, training, counts_N).to(device)
     users = _validation_users(split, training)
-    validate = partial(_validation, split=split, users=users, user_UA=user_UA[users], beam_width=training.validation_beam) if len(users) else None
+    transitions = TransitionTable.fit(*split.train_events(), len(model.semantic_ids))
+    judge = partial(candidates, split=split, users=users, part="validation", filtered=True, user_UA=user_UA[users], count=50, transitions=transitions)
+    targets = split.targets(users, "validation")
+    validate = partial(_validation, judge=judge, targets=targets, beam_width=training.validation_beam) if len(users) else None
     progress = fit(objective, model, plan, partial(_steps, windows, rank, workers, training.accumulation), validate, work_dir, report)
     if rank == 0:
         model.cpu()
         model.settle_unread(windows.codes_read())
-        _write(model, progress, number, split, users, user_UA[users], training, work_dir / RESULT, time.monotonic() - begun, carried)
+        fusion = choose(judge(model, decoding=DecodingConfig()), targets)[0] if len(users) else Fusion()  # with the beam that is served
+        _write(model, progress, number, (fusion, transitions), len(users), training, work_dir / RESULT, time.monotonic() - begun, carried)
 
 
 def _start(task: dict[str, Any], config: ModelConfig) -> tuple[UGT, dict[str, Any]]:
@@ -186,14 +193,13 @@ def _validation_users(split: history_files.Split, training: TrainingConfig) -> n
     return np.sort(np.random.default_rng(training.seed).permutation(users)[: training.validation_users])
 
 
-def _validation(model: torch.nn.Module, split: history_files.Split, users: np.ndarray, user_UA: np.ndarray, beam_width: int) -> dict[str, float]:
-    """Filtered NDCG@10 on validation targets by head; `score`, the fused one with the best weight, decides which epoch is kept. On the
+def _validation(model: torch.nn.Module, judge: Callable[..., list[Candidates]], targets: np.ndarray, beam_width: int) -> dict[str, float]:
+    """Filtered NDCG@10 on validation targets by head; `score`, the fused one with the best mix, decides which epoch is kept. On the
     CPU, where everything that ranks runs."""
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).cpu()
-    found = candidates(model, split, users, "validation", True, user_UA, 50, DecodingConfig(beam_width=beam_width))
-    targets = np.array([split.example(int(u), "validation").target for u in users])
-    fusion, fused = choose_fusion(found, targets)
+    found = judge(model, decoding=DecodingConfig(beam_width=beam_width))
+    fusion, fused = choose(found, targets)
     generative = np.mean([ndcg(c.items[:10], t) for c, t in zip(found, targets, strict=True)])
     dense = np.mean([ndcg(c.dense_items[:10], t) for c, t in zip(found, targets, strict=True)])
     return {
@@ -201,6 +207,7 @@ def _validation(model: torch.nn.Module, split: history_files.Split, users: np.nd
         "generative_ndcg@10": round(float(generative), 6),
         "dense_ndcg@10": round(float(dense), 6),
         "fusion_weight": fusion.weight,
+        "transitions_weight": fusion.transitions,
     }
 
 
@@ -208,19 +215,14 @@ def _write(
     model: UGT,
     progress: Progress,
     stage: int,
-    split: history_files.Split,
-    users: np.ndarray,
-    user_UA: np.ndarray,
+    ranking: tuple[Fusion, TransitionTable],
+    validation_users: int,
     training: TrainingConfig,
     folder: Path,
     seconds: float,
     carried: dict[str, Any],
 ) -> None:
-    """Checkpoint, curve and figures of a finished stage; the fusion weight is chosen here, on validation, with the beam width that is served."""
-    fusion = {"method": "log_probability", "weight": 0.5}
-    if len(users):
-        targets = np.array([split.example(int(u), "validation").target for u in users])
-        fusion = vars(choose_fusion(candidates(model, split, users, "validation", True, user_UA, 50, DecodingConfig()), targets)[0])
+    """Checkpoint, curve and figures of a finished stage."""
     validated = [row["validation"]["score"] for row in progress.curve if "validation" in row]
     figures = {
         "stage": stage,
@@ -229,12 +231,12 @@ def _write(
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "loss": progress.curve[-1].get("loss"),
-        "validation_users": len(users),
+        "validation_users": validation_users,
         "validation_ndcg@10": max(validated, default=None),
         "validation_ndcg@10_at_start": validated[0] if validated else None,
-        "fusion": fusion,
+        "fusion": vars(ranking[0]),
     } | ({"warm_start": carried} if carried else {})
-    save_checkpoint(model, folder, stage=stage, fusion=fusion, figures=figures, training=training.model_dump(mode="json"))
+    save_checkpoint(model, folder, *ranking, stage=stage, figures=figures, training=training.model_dump(mode="json"))
     with torch.inference_mode():
         np.save(folder / warm_start.VECTORS, model.tables().item_ID[1:].numpy())
     write_text(folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in progress.curve))

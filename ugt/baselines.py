@@ -17,6 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ugt.topk import top_items
+from ugt.transitions import lag_counts
 
 POPULARITY_SHARE = 1e-3  # of the most popular item in `Transitions`: less than the weakest transition, so it only orders what no transition reaches
 
@@ -143,12 +144,7 @@ class Transitions:
     @classmethod
     def fit(cls, user_E: np.ndarray, item_E: np.ndarray, n_items: int, lags: int = 3) -> Transitions:
         """Counts of the training part; `user_E` ascends and each user's events are in order."""
-        counts = []
-        for lag in range(1, lags + 1):
-            same_E = user_E[lag:] == user_E[:-lag]
-            pairs = (np.ones(int(same_E.sum()), np.float32), (item_E[:-lag][same_E], item_E[lag:][same_E]))
-            counts.append(sp.csr_matrix(pairs, shape=(n_items, n_items)))
-        return cls(tuple(counts), popularity(item_E, n_items))
+        return cls(tuple(lag_counts(user_E, item_E, n_items, lag) for lag in range(1, lags + 1)), popularity(item_E, n_items))
 
     @cached_property
     def mixed_NN(self) -> sp.csr_matrix:

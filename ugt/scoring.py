@@ -12,9 +12,8 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,22 +27,15 @@ from ugt.insertion import ESTIMATED
 from ugt.model.config import DecodingConfig, ModelConfig
 from ugt.model.inputs import History, UserVocabulary, build_inputs
 from ugt.model.ugt import UGT
-from ugt.ranking import dense_candidates, page
+from ugt.ranking import Candidates, Fusion, dense_candidates, page, proposals
 from ugt.schema import DecodingStrategy, Head, UGTError
 from ugt.semantic_ids import SemanticIds
 from ugt.strategies import search
+from ugt.transitions import TransitionTable
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-FORMAT = 2  # 2: repeat bias, attributes by name
+FORMAT = 3  # 2: repeat bias, attributes by name; 3: transition counts beside the weights
 PAGE = 10  # of the fused list by another strategy than the beam: the cut-off of the headline
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """How the heads are mixed; the weight was chosen on validation and is kept with the checkpoint."""
-
-    method: Literal["log_probability", "reciprocal_rank"] = "log_probability"
-    weight: float = 0.5  # share of the generative head
 
 
 def catalogue_hash(semantic_ids: SemanticIds) -> str:
@@ -64,10 +56,12 @@ def new_model(config: ModelConfig, semantic_ids_dir: Path, vocabulary: UserVocab
     return UGT(config, SemanticIds.load(semantic_ids_dir), np.load(semantic_ids_dir / "item_vectors.npy"), vocabulary, estimated_NV)
 
 
-def save_checkpoint(model: UGT, folder: Path, **card: Any) -> None:
-    """`model.safetensors` and `model.json` (sizes, config, vocabulary, catalogue hash, and what is given), each written aside and renamed."""
+def save_checkpoint(model: UGT, folder: Path, fusion: Fusion, transitions: TransitionTable, **card: Any) -> None:
+    """`model.safetensors`, `transitions.npz` and `model.json` (sizes, config, vocabulary, catalogue hash, fusion, and what is given), the first and the last
+    written aside and renamed: a folder with a card is whole."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    transitions.save(folder)
     aside = folder / f"{WEIGHTS}.{os.getpid()}.tmp"
     save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, aside)
     os.replace(aside, folder / WEIGHTS)
@@ -79,6 +73,7 @@ def save_checkpoint(model: UGT, folder: Path, **card: Any) -> None:
         "items": len(model.semantic_ids),
         "codes": [model.items.k1, model.items.k2, model.items.k3],
         "parameters": sum(p.numel() for p in model.parameters()),
+        "fusion": vars(fusion),
     }
     write_text(folder / CARD, json.dumps(about | card, indent=1))
 
@@ -109,9 +104,9 @@ def load_checkpoint(folder: Path, semantic_ids_dir: Path) -> UGT:
     return model.eval()
 
 
-def load_fusion(folder: Path) -> Fusion:
-    """How a checkpoint's heads are mixed."""
-    return Fusion(**read_card(folder)["fusion"])
+def load_fusion(folder: Path) -> tuple[Fusion, TransitionTable]:
+    """How a checkpoint makes one ranking, and the transition counts of its training."""
+    return Fusion(**read_card(folder)["fusion"]), TransitionTable.load(folder)
 
 
 def user_codes(users_dir: Path, user_ids: Sequence[str], vocabulary: UserVocabulary) -> NDArray[np.int64]:
@@ -143,27 +138,15 @@ def decode(
     return search(model, state_BTD, inputs["length_B"], inputs["context_B"], tables, constraints(model, exclude, read_BL=inputs["item_BL"]), decoding, seeds)
 
 
-class Candidates(NamedTuple):
-    """What both heads propose to one user, best first."""
-
-    items: NDArray[np.int64]
-    log_probs: NDArray[np.float32]
-    dense_of_items: NDArray[np.float32]  # dense logits of `items`
-    dense_items: NDArray[np.int64]
-    dense_scores: NDArray[np.float32]
-
-    def fused(self, fusion: Fusion, k: int, strategy: DecodingStrategy = "beam") -> NDArray[np.int64]:
-        return page(strategy, *self, fusion.weight, k, fusion.method)[0]
-
-    def pages(self, fusion: Fusion, k: int, strategy: DecodingStrategy) -> NDArray[np.int64]:
-        """A list of k as pages of PAGE one after the other, so that its first ten are the page of ten whatever k is. For the beam this is the list itself."""
-        if strategy == "beam":
-            return self.fused(fusion, k)
-        items = np.empty(0, np.int64)
-        for end in (*range(PAGE, k, PAGE), k):
-            longer = self.fused(fusion, end, strategy)
-            items = np.concatenate([items, longer[~np.isin(longer, items)]])
-        return items
+def pages(given: Candidates, fusion: Fusion, k: int, strategy: DecodingStrategy) -> NDArray[np.int64]:
+    """A list of k as pages of PAGE one after the other, so that its first ten are the page of ten whatever k is. For the beam this is the list itself."""
+    if strategy == "beam":
+        return page(strategy, given, fusion, k)[0]
+    items = np.empty(0, np.int64)
+    for end in (*range(PAGE, k, PAGE), k):
+        longer = page(strategy, given, fusion, end)[0]
+        items = np.concatenate([items, longer[~np.isin(longer, items)]])
+    return items
 
 
 def candidates(
@@ -175,10 +158,12 @@ def candidates(
     user_UA: NDArray,
     count: int,
     decoding: DecodingConfig,
+    transitions: TransitionTable | None = None,
     seed: int = 0,
     batch_size: int = 64,
 ) -> list[Candidates]:
-    """Each user's candidates, row for row of `users`; see `rank_users`. At most `count` of the dense head, `decoding.beam_width` of the generative one."""
+    """Each user's candidates, row for row of `users`; see `rank_users`. At most `count` of the dense head, `decoding.beam_width` of the generative one, and
+    what `transitions` propose, if they are given."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -199,8 +184,16 @@ def candidates(
             live = (beams.item_BW[i] >= 0).numpy()
             items, log_probs, user_D = beams.item_BW[i].numpy()[live], beams.log_prob_BW[i].numpy()[live], beams.user_BD[i].numpy()
             read = np.unique(batch[i].items[-model.config.max_length :])
-            dense_of_items = item_ND[items] @ user_D + repeat * np.isin(items, read)
-            found[int(row)] = Candidates(items, log_probs, dense_of_items, *dense_candidates(user_D, item_ND, count, forbidden[row], read, repeat))
+
+            def logits(items: NDArray, user_D: NDArray = user_D, read: NDArray = read) -> NDArray:
+                return item_ND[items] @ user_D + repeat * np.isin(items, read)
+
+            given = Candidates(items, log_probs, logits(items), *dense_candidates(user_D, item_ND, count, forbidden[row], read, repeat))
+            if transitions is not None:
+                followed = transitions.after(batch[i].items).without(forbidden[row])
+                proposed = proposals(followed)
+                given = given._replace(followed=followed, proposed=proposed, dense_of_proposed=logits(proposed))
+            found[int(row)] = given
     model.train(was_training)
     return [found[row] for row in range(len(users))]
 
@@ -215,6 +208,7 @@ def rank_users(
     top_k: int = 50,
     decoding: DecodingConfig | None = None,
     fusion: Fusion | None = None,
+    transitions: TransitionTable | None = None,
     seed: int = 0,
     batch_size: int = 64,
 ) -> dict[Head, NDArray[np.int64]]:
@@ -222,28 +216,15 @@ def rank_users(
 
     `users` are rows of the split that are evaluated; `user_UA` are the codes of those users' attributes (`user_codes`), row for row. `filtered` removes
     the user's seen items except the target before the top is taken. The request is made at the moment of the target event. The generative ranking is in the
-    order of the decoding strategy; `seed` is of nucleus sampling.
+    order of the decoding strategy; `seed` is of nucleus sampling. `fusion` and `transitions` are those of the checkpoint (`load_fusion`).
     """
     fusion = fusion or Fusion()
     decoding = decoding or DecodingConfig()
-    found = candidates(model, split, users, part, filtered, user_UA, max(top_k, decoding.beam_width), decoding, seed, batch_size)
+    transitions = transitions if fusion.transitions > 0 else None
+    found = candidates(model, split, users, part, filtered, user_UA, max(top_k, decoding.beam_width), decoding, transitions, seed, batch_size)
     ranked: dict[Head, NDArray[np.int64]] = {head: np.full((len(users), top_k), -1, np.int64) for head in ("fused", "generative", "dense")}
     for row, c in enumerate(found):
-        mine: dict[Head, NDArray] = {"fused": c.pages(fusion, top_k, decoding.strategy), "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}
+        mine: dict[Head, NDArray] = {"fused": pages(c, fusion, top_k, decoding.strategy), "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}
         for head, items in mine.items():
             ranked[head][row, : len(items)] = items
     return ranked
-
-
-def choose_fusion(found: Sequence[Candidates], targets: NDArray) -> tuple[Fusion, float]:
-    """The mix with the best NDCG@10 over validation users, and that NDCG; of equals the one given first."""
-    options = [Fusion("log_probability", w / 10) for w in range(11)] + [Fusion("reciprocal_rank")]
-    scores = [float(np.mean([ndcg(c.fused(option, 10), t) for c, t in zip(found, targets, strict=True)])) for option in options]
-    chosen = int(np.argmax(scores))
-    return options[chosen], scores[chosen]
-
-
-def ndcg(ranking: NDArray, target: int) -> float:
-    """NDCG of one ranking with one relevant item."""
-    place = np.flatnonzero(ranking == target)
-    return float(1.0 / np.log2(place[0] + 2)) if len(place) else 0.0

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ugt.quantizer import Codebooks
 
 FILE = "semantic_ids.parquet"
+WIDEST_SECOND = 128  # codes of L2: a beam reads all of them under each L1 it kept, of the first level only one row (benchmarks/results.md, a million items)
 
 
 class SemanticIdConfig(Config):
@@ -62,17 +63,24 @@ class SemanticIdConfig(Config):
 
 
 def code_sizes(items: int, config: SemanticIdConfig) -> tuple[int, int, int]:
-    """(K1, K2, K3) for a catalogue: K1 = K2 = the power of two that makes the mean group about four items, K3 four times that mean.
+    """(K1, K2, K3) for a catalogue: powers of two that make the mean group about four items, K1 = K2 up to WIDEST_SECOND, from there K1 alone grows; K3 is
+    four times the mean group.
 
-    4,000 items: 32 x 32 x 16; 12,101: 64 x 64 x 16; 1,000,000: 512 x 512 x 16. Sizes set in the config are taken as they are.
+    4,000 items: 32 x 32 x 16; 12,101: 64 x 64 x 16; 1,000,000: 2048 x 128 x 16. Sizes set in the config are taken as they are.
     Raises UGTError if the sizes can't hold the items.
     """
-    k = max(4, 2 ** round(math.log2(max(1.0, math.sqrt(items / 4)))))
-    k1, k2 = config.l1 or k, config.l2 or k
+    k = _power_of_two(math.sqrt(items / 4))
+    k1 = config.l1 or (k if k <= WIDEST_SECOND else _power_of_two(items / 4 / WIDEST_SECOND))
+    k2 = config.l2 or min(k, WIDEST_SECOND)
     k3 = config.l3 or max(8, 2 ** math.ceil(math.log2(4 * items / (k1 * k2))))
     if k1 * k2 * k3 < items:
         raise UGTError(f"semantic_ids: {k1} x {k2} x {k3} codes can't name {items:,} items. Raise semantic_ids.l1, l2 or l3, or leave them unset.")
     return k1, k2, k3
+
+
+def _power_of_two(x: float) -> int:
+    """The nearest one on a logarithmic scale, at least 4."""
+    return int(max(4, 2 ** round(math.log2(max(1.0, x)))))
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,19 @@ from data.feature_store import _user_rows
 from serve.generator import Generated
 from serve.recommender import HISTORY, Recommender, Request, fused
 from serve.retriever import Candidates
-from serve.versions import Fusion, VersionSource
+from serve.versions import VersionSource
 from train.windows import TrainingWindows
 from ugt.api import RecommendRequest, RequestContext
 from ugt.filters import Filters
 from ugt.histories import Histories
 from ugt.model.inputs import History, UserVocabulary, build_inputs
-from ugt.ranking import dense_candidates, page
+from ugt.ranking import Candidates as Proposed
+from ugt.ranking import Fusion, dense_candidates, page, proposals
 from ugt.runtime import CARD, GenerationRequest, Generator
 from ugt.schema import ACTION_IDS, User
 from ugt.settings import StoresConfig
 from ugt.stores.features import HISTORY_LIMIT, UserState, _pack, _unpack
+from ugt.transitions import Followed
 
 ITEMS, MAX_LENGTH = 40, 8
 PEOPLE = {"u0": User(user_id="u0", gender="F", age=34, occupation="writer"), "u1": User(user_id="u1", gender="X", age=None), "u2": User(user_id="u2")}
@@ -87,7 +89,7 @@ def test_fault_4_the_store_and_the_server_read_as_far_back_as_the_model(tmp_path
     (tmp_path / CARD).write_text(json.dumps({"config": {"max_length": 700}}))
     source = VersionSource("ugt", "", StoresConfig(), tmp_path)
     recommender = SimpleNamespace(
-        _source=SimpleNamespace(folder=lambda v: tmp_path, catalogue=lambda f: None, fusion=lambda f: None, max_length=source.max_length)
+        _source=SimpleNamespace(folder=lambda v: tmp_path, catalogue=lambda f: None, fusion=lambda f: (None, None), max_length=source.max_length)
     )
     recommender._metrics = SimpleNamespace(version=SimpleNamespace(set=lambda *a, **k: None))
     Recommender.func_or_class.reconfigure(recommender, {"version": "v"})
@@ -98,16 +100,21 @@ def test_fault_4_the_store_and_the_server_read_as_far_back_as_the_model(tmp_path
 @pytest.mark.parametrize("strategy", ["beam", "diverse_beam", "nucleus"])
 @pytest.mark.parametrize("method", ["log_probability", "reciprocal_rank"])
 @pytest.mark.parametrize("size", [10, 50])
-def test_fault_4_the_server_mixes_the_heads_as_evaluation_does(method: str, size: int, strategy: Any) -> None:
-    """Evaluation fuses a beam of 50 with the dense head's best 50; the server's retriever gives 500."""
+@pytest.mark.parametrize("transitions", [0.0, 0.6])
+def test_fault_4_the_server_mixes_the_heads_as_evaluation_does(method: Any, size: int, strategy: Any, transitions: float) -> None:
+    """Evaluation fuses a beam of 50 with the dense head's best 50 and what transitions propose; the server's retriever gives 500."""
     rng = np.random.default_rng(1)
+    fusion = Fusion(method, 0.4, transitions)
     for _ in range(20):
         dense_N, user_D = rng.normal(size=(900, 6)).astype(np.float32), rng.normal(size=6).astype(np.float32)
         beam = rng.choice(900, 50, replace=False)
         log_probs = -np.sort(rng.exponential(3, 50)).astype(np.float32)
-        of_beam = dense_N[beam] @ user_D
-        wanted = page(strategy, beam, log_probs, of_beam, *dense_candidates(user_D, dense_N, 50), 0.4, size, method)  # type: ignore[arg-type]
-        found = Candidates(*dense_candidates(user_D, dense_N, 500), of_beam)
-        items, scores = fused(Generated(beam, log_probs, user_D, 0.0, strategy), found, Fusion(method, 0.4), size)  # type: ignore[arg-type]
+        followed = Followed(np.sort(rng.choice(900, 70, replace=False)), rng.exponential(1, 70).astype(np.float32))
+        proposed = proposals(followed)
+        of_beam, of_proposed = dense_N[beam] @ user_D, dense_N[proposed] @ user_D
+        given = Proposed(beam, log_probs, of_beam, *dense_candidates(user_D, dense_N, 50), followed, proposed, of_proposed)
+        wanted = page(strategy, given, fusion, size)
+        found = Candidates(*dense_candidates(user_D, dense_N, 500), np.concatenate([of_beam, of_proposed]))
+        items, scores = fused(Generated(beam, log_probs, user_D, 0.0, strategy), found, followed, proposed, fusion, size)
         assert items.tolist() == wanted[0].tolist()
         assert scores.tolist() == wanted[1].tolist()

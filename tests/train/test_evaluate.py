@@ -23,9 +23,11 @@ from ugt.evaluation import BASELINES, EvaluationConfig, SasRecConfig
 from ugt.metrics import of_places
 from ugt.model.config import DecodingConfig, ModelConfig, TrainingConfig
 from ugt.model.inputs import UserVocabulary
+from ugt.ranking import Fusion
 from ugt.schema import UGTError
 from ugt.scoring import new_model, save_checkpoint
 from ugt.semantic_ids import SemanticIds
+from ugt.transitions import TransitionTable
 
 ITEMS, PEOPLE = 70, 60
 CONFIG = EvaluationConfig(bootstrap_samples=100, knn_neighbours=20, baselines=BASELINES)
@@ -61,7 +63,7 @@ class World:
         torch.manual_seed(0)
         sasrec.save(sasrec.SasRec(SasRecConfig(width=8).like(ModelConfig(max_length=20), TrainingConfig()), ITEMS).eval(), root / "sasrec")
         model = new_model(ModelConfig(width=16, encoder_layers=1), root / "semantic_ids", UserVocabulary())
-        save_checkpoint(model, root / "checkpoint", fusion={"method": "log_probability", "weight": 0.5})
+        save_checkpoint(model, root / "checkpoint", Fusion(), TransitionTable.empty(ITEMS))
         self.lists = dict(zip(users, lists, strict=True))
         oracle = users[:-1:2]
         rows = [["gone", self.item_ids[self.lists[u][-1]]] for u in oracle]  # an item the catalogue dropped is passed over

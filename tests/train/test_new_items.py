@@ -22,10 +22,12 @@ from ugt.insertion import ESTIMATED
 from ugt.model.config import DecodingConfig, ModelConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.new_vectors import NewVectors
+from ugt.ranking import Fusion
 from ugt.schema import UGTError
 from ugt.scoring import new_model, save_checkpoint
 from ugt.semantic_ids import SemanticIdConfig
 from ugt.text import TextConfig
+from ugt.transitions import TransitionTable
 from ugt.word2vec import Word2VecConfig
 
 SHARE = 0.2
@@ -66,7 +68,7 @@ class World:
         word2vec.run(etl, root / "histories", Word2VecConfig(width=8, cooccurrence_width=8, min_words=20_000), root / "word2vec")
         semantic_ids.run(etl, root / "fusion", root / "word2vec", IDS, root / "semantic_ids")
         model = new_model(ModelConfig(width=16, encoder_layers=1, cold_share=0.3), root / "semantic_ids", UserVocabulary())
-        save_checkpoint(model, root / "checkpoint", fusion={"method": "log_probability", "weight": 0.5})
+        save_checkpoint(model, root / "checkpoint", Fusion(), TransitionTable.empty(len(model.semantic_ids)))
 
     def run(self, out: Path, **changes: Any) -> dict[str, Any]:
         folders = {f"{n}_dir": self.root / n for n in ("etl", "histories", "features", "fusion", "word2vec", "semantic_ids", "checkpoint")}

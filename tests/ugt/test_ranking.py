@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from ugt.ranking import dense_candidates, fuse, page, top
+from ugt.ranking import Candidates, Fusion, choose, dense_candidates, fuse, ndcg, page, proposals, top
+from ugt.transitions import Followed
 
 
 def ints(*x: int) -> np.ndarray:
@@ -30,31 +32,31 @@ def test_dense_candidates_keep_every_tie_until_the_rule_has_spoken() -> None:
 
 def test_fusion_mixes_log_probability_and_logit_over_the_union() -> None:
     generated, log_probs, logits = ints(5, 2), floats(-1.0, -2.0), floats(0.0, 4.0)
-    items, scores = fuse(generated, log_probs, logits, ints(2, 7), floats(4.0, 3.0), weight=0.5, k=3)
+    items, scores = fuse(Candidates(generated, log_probs, logits, ints(2, 7), floats(4.0, 3.0)), Fusion(weight=0.5), 3)
     assert items.tolist() == [2, 7, 5]  # 2: (-2 + 4) / 2, 7: (-2 + 3) / 2 with the last beam's log p, 5: (-1 + 0) / 2
     assert scores.tolist() == [1.0, 0.5, -0.5]
 
 
 def test_the_ends_of_the_weight_are_the_heads_themselves() -> None:
-    given = (ints(5, 2, 9), floats(-1.0, -2.0, -3.0), floats(0.0, 4.0, 1.0), ints(2, 7, 9), floats(4.0, 3.0, 1.0))
-    assert fuse(*given, weight=1.0, k=3)[0].tolist() == [5, 2, 7]  # 7 counts as probable as the last beam: ties with 9, lower index first
-    assert fuse(*given, weight=0.0, k=3)[0].tolist() == [2, 7, 9]
+    given = Candidates(ints(5, 2, 9), floats(-1.0, -2.0, -3.0), floats(0.0, 4.0, 1.0), ints(2, 7, 9), floats(4.0, 3.0, 1.0))
+    assert fuse(given, Fusion(weight=1.0), 3)[0].tolist() == [5, 2, 7]  # 7 counts as probable as the last beam: ties with 9, lower index first
+    assert fuse(given, Fusion(weight=0.0), 3)[0].tolist() == [2, 7, 9]
 
 
 def test_reciprocal_rank_rewards_being_in_both() -> None:
-    items, _ = fuse(ints(5, 2), floats(-1, -2), floats(0, 0), ints(7, 2), floats(1, 0), 0.5, 3, "reciprocal_rank")
+    items, _ = fuse(Candidates(ints(5, 2), floats(-1, -2), floats(0, 0), ints(7, 2), floats(1, 0)), Fusion("reciprocal_rank"), 3)
     assert items.tolist() == [2, 5, 7]
 
 
 def test_one_empty_list_leaves_the_other_in_charge() -> None:
-    none = np.empty(0, np.int64), np.empty(0, np.float32)
-    assert fuse(none[0], none[1], none[1], ints(3, 1), floats(2, 1), 0.5, 5)[0].tolist() == [3, 1]
-    assert fuse(ints(3, 1), floats(-1, -2), floats(1, 0), *none, 0.5, 5)[0].tolist() == [3, 1]
+    for fusion in (Fusion(weight=0.5), Fusion(weight=1.0), Fusion("reciprocal_rank")):
+        assert fuse(Candidates(ints(), floats(), floats(), ints(3, 1), floats(2, 1)), fusion, 5)[0].tolist() == [3, 1]
+        assert fuse(Candidates(ints(3, 1), floats(-1, -2), floats(1, 0), ints(), floats()), fusion, 5)[0].tolist() == [3, 1]
 
 
 def test_the_page_of_a_diversity_strategy_holds_what_it_generated_first_in_the_order_of_the_fused_scores() -> None:
     # the beam's rule would bring item 9 back, which the dense head likes best
-    given = (ints(4, 7, 2), floats(-3, -1, -2), floats(0.5, 0.1, 0.9), ints(9, 2, 4), floats(2.0, 0.9, 0.5), 0.5)
+    given = Candidates(ints(4, 7, 2), floats(-3, -1, -2), floats(0.5, 0.1, 0.9), ints(9, 2, 4), floats(2.0, 0.9, 0.5)), Fusion(weight=0.5)
     assert page("beam", *given, 2)[0].tolist() == fuse(*given, 2)[0].tolist() == [7, 9]
     for strategy in ("diverse_beam", "nucleus"):
         items, scores = page(strategy, *given, 2)
@@ -65,5 +67,70 @@ def test_the_page_of_a_diversity_strategy_holds_what_it_generated_first_in_the_o
 
 
 def test_a_strategy_that_generated_nothing_leaves_the_page_to_the_dense_head() -> None:
-    none = (ints(), floats(), floats(), ints(9, 2), floats(2.0, 0.9), 0.5)
+    none = Candidates(ints(), floats(), floats(), ints(9, 2), floats(2.0, 0.9)), Fusion(weight=0.5)
     assert page("nucleus", *none, 1)[0].tolist() == page("beam", *none, 1)[0].tolist() == [9]
+
+
+def followed_by(items: np.ndarray, counts: np.ndarray, dense: dict[int, float]) -> Candidates:
+    """Two heads that agree on 5 before 2 before 9, and transitions."""
+    heads = Candidates(ints(5, 2, 9), floats(-1.0, -2.0, -3.0), floats(3.0, 2.0, 1.0), ints(5, 2, 9), floats(3.0, 2.0, 1.0))
+    followed = Followed(items, counts)
+    proposed = proposals(followed)
+    return heads._replace(followed=followed, proposed=proposed, dense_of_proposed=np.array([dense[i] for i in proposed.tolist()], np.float32))
+
+
+def test_transitions_add_the_logarithm_of_their_counts_and_candidates_of_their_own() -> None:
+    given = followed_by(ints(2, 4), floats(1.95, 0.95), {2: 2.0, 4: 0.5})
+    items, scores = fuse(given, Fusion(weight=0.5, transitions=1.0), 4)
+    # log(.05 + count): 2 -> log 2, 4 -> log 1, the others log .05; item 4, which no head proposed, counts as probable as the last of the beam
+    wanted = {2: 0.0 + np.log(2), 5: 1.0 + np.log(0.05), 9: -1.0 + np.log(0.05), 4: (-3.0 + 0.5) / 2}
+    assert items.tolist() == sorted(wanted, key=lambda i: -wanted[i])
+    assert np.allclose(scores, [wanted[i] for i in items.tolist()])
+
+
+def test_without_a_weight_transitions_change_nothing() -> None:
+    given = followed_by(ints(2, 4), floats(9.0, 9.0), {2: 2.0, 4: 50.0})
+    for fusion in (Fusion(weight=0.5), Fusion("reciprocal_rank")):
+        assert fuse(given, fusion, 9)[0].tolist() == [5, 2, 9]
+        assert page("nucleus", given, fusion, 9)[0].tolist() == [5, 2, 9]
+    assert 4 in fuse(given, Fusion("reciprocal_rank", transitions=1.0), 9)[0].tolist()
+
+
+def test_the_head_that_is_right_gets_the_weight() -> None:
+    given = Candidates(ints(1, 2, 3), -np.arange(3, dtype=np.float32), floats(-2, -1, 0), ints(3, 2, 1), -np.arange(3, dtype=np.float32))
+    assert choose([given] * 4, ints(3, 3, 3, 3)) == (Fusion("log_probability", 0.0), 1.0)
+    fusion, score = choose([given] * 4, ints(1, 1, 1, 1))
+    assert fusion.weight >= 0.5  # at .5 all tie, and the lower index is the right one
+    assert score == 1.0
+
+
+def test_transitions_get_a_weight_where_they_are_right() -> None:
+    given = followed_by(ints(4, 9), floats(3.0, 1.0), {4: 0.9, 9: 1.0})
+    fusion, score = choose([given], ints(4))
+    assert fusion.transitions > 0
+    assert score == 1.0
+    assert choose([given], ints(5))[0].transitions == 0
+
+
+def test_the_figure_of_each_mix_is_that_of_its_list() -> None:
+    """Choosing computes all mixes at once; the list of each is the slow way."""
+    rng = np.random.default_rng(0)
+    for empty in (False, True):
+        for _ in range(30):
+            beam = rng.choice(60, 0 if empty else 12, replace=False)
+            dense = rng.choice(60, 12, replace=False)
+            followed = Followed(np.sort(rng.choice(60, 20, replace=False)), rng.integers(1, 4, 20).astype(np.float32))
+            scores = [np.round(rng.normal(size=n), 1).astype(np.float32) for n in (len(beam), len(beam), 12, 8)]  # rounded: ties occur
+            given = Candidates(beam, -np.sort(np.abs(scores[0])), scores[1], dense, -np.sort(-scores[2]), followed, proposals(followed, 8), scores[3])
+            target = int(rng.integers(60))
+            fusion, best = choose([given], ints(target))
+            assert best == ndcg(fuse(given, fusion, 10)[0], target)
+            for weight in (0.0, 0.3, 1.0):
+                for transitions in (0.0, 0.4):
+                    assert ndcg(fuse(given, Fusion(weight=weight, transitions=transitions), 10)[0], target) <= best
+
+
+def test_ndcg_of_one_target() -> None:
+    assert ndcg(ints(4, 2, 7), 4) == 1.0
+    assert ndcg(ints(4, 2, 7), 7) == pytest.approx(0.5)
+    assert ndcg(ints(4, 2, 7), 9) == 0.0

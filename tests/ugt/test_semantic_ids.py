@@ -120,7 +120,7 @@ def test_code_sizes_follow_from_the_number_of_items():
     config = SemanticIdConfig()
     assert code_sizes(4000, config) == (32, 32, 16)
     assert code_sizes(12_101, config) == (64, 64, 16)
-    assert code_sizes(1_000_000, config) == (512, 512, 16)
+    assert code_sizes(1_000_000, config) == (2048, 128, 16)  # a beam reads every L2 under each L1 it kept: that level stays narrow
     assert code_sizes(1, config) == (4, 4, 8)
     with pytest.raises(UGTError, match="can't name"):
         code_sizes(1000, SemanticIdConfig(l1=4, l2=4, l3=4))
