@@ -91,9 +91,9 @@ def bench_quality(
         console.print(f" {head:<13} {rows}", highlight=False, soft_wrap=True)
     if hold_out:
         unseen, seen = report["new_items"]["test"]["unseen"], report["new_items"]["test"]["seen"]
-        for name in ("no_slot", "nearest_slot", "slot", "gated_slot"):
-            cost = ", ".join(f"{-loss['relative']:+.1%} to {to}" for to in ("model", "no_slot") if (loss := seen[name].get(f"loss_to_{to}")))
-            figures = f"unseen R@10 {unseen[name]['recall@10']:.4f}   seen R@10 {seen[name]['recall@10']:.4f} ({cost})"
+        for name in ("model", "nearest_slot", "slot", "gated_slot"):
+            cost = f" ({-seen[name]['loss']['relative']:+.1%})" if "loss" in seen[name] else ""
+            figures = f"unseen R@10 {unseen[name]['recall@10']:.4f}   seen R@10 {seen[name]['recall@10']:.4f}{cost}"
             console.print(f" {name:<13} {figures}", highlight=False, soft_wrap=True)
     console.print(f" {report['train_seconds']:.0f} s of {budget_minutes * 60:.0f} s, {report['params']:,} parameters", highlight=False)
     write_json(json_path, report)

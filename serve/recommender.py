@@ -32,13 +32,13 @@ from serve.reasons import reason
 from serve.retriever import Candidates, FilterKey
 from serve.versions import VersionSource
 from ugt.api import Recommendation, RecommendRequest, SimilarItems, SimilarRequest
+from ugt.memory import Recall
 from ugt.model.inputs import USER_ATTRIBUTES
+from ugt.ranking import NO_ITEMS, Fusion, page, proposals
 from ugt.ranking import Candidates as Proposed
-from ugt.ranking import Fusion, page, proposals
 from ugt.schema import ACTION_IDS, Rung
 from ugt.settings import ServeConfig
 from ugt.stores.features import ALL, OnlineFeatures, UserState, segment_of
-from ugt.transitions import NOTHING, Followed
 
 HISTORY = 200  # events read for a request, or as many as the model reads if those are more; events of items that are gone leave fewer
 POPULAR_PAGE = 1000
@@ -81,7 +81,7 @@ class Recommender:
         version = user_config["version"]
         folder = self._source.folder(version)
         self._catalogue: Catalogue = self._source.catalogue(folder)
-        self._fusion, self._transitions = self._source.fusion(folder)
+        self._fusion, self._memory = self._source.fusion(folder)
         self._events_read = max(HISTORY, self._source.max_length(folder))
         self._version = version
         self._metrics.version.set(1, tags={"version": version})
@@ -146,7 +146,7 @@ class Recommender:
         )
 
     async def _personal(self, request: Request) -> list[Pick]:
-        """The rungs ugt and retrieval with what followed the history in training, fused the way evaluation fuses them; empty if neither rung answered."""
+        """The rungs ugt and retrieval with what the training remembers, fused the way evaluation fuses them; empty if neither rung answered."""
         generated: Generated | None = await self._rung(
             request, "ugt", self._config.generation_budget_ms, self._generator.generate.remote(self._generation(request))
         )
@@ -155,14 +155,14 @@ class Recommender:
             near: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
             return [] if near is None else _picks(near.items, near.scores, set())
         request.rungs["ugt"]["decoding"] = generated.strategy
-        followed = self._followed(request) if self._fusion.transitions > 0 else NOTHING
-        proposed = proposals(followed)
+        recall = self._recall(request) if self._fusion.remembers else None
+        proposed = NO_ITEMS if recall is None else proposals(recall)
         ask = np.concatenate([generated.items, proposed])
         call = self._retriever.search.remote(request.version, generated.user_vector, request.exclude, request.key, self._config.candidates, ask)
         found: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
         if found is None:
             return _picks(generated.items, generated.log_probs, set(generated.items.tolist()))
-        items, scores = fused(generated, found, followed, proposed, self._fusion, request.body.size)
+        items, scores = fused(generated, found, recall, proposed, self._fusion, request.body.size)
         return _picks(items, scores, set(generated.items.tolist()))
 
     async def _rung(self, request: Request, rung: str, budget_ms: int, call: Any) -> Any:
@@ -184,11 +184,11 @@ class Recommender:
                 self._metrics.rung_failures.inc(tags={"rung": rung, "cause": cause})
         return None
 
-    def _followed(self, request: Request) -> Followed:
-        """What followed the history in training, as far as this request may get it."""
-        followed = self._transitions.after(request.history).without(np.asarray(request.exclude))
+    def _recall(self, request: Request) -> Recall:
+        """What memory says to the history, as far as this request may get it."""
+        recall = self._memory.recall(request.history).without(np.asarray(request.exclude, np.int64))
         allowed_N = self._catalogue.allowed(request.key)
-        return followed if allowed_N is None else followed.without(followed.items[~allowed_N[followed.items]])
+        return recall if allowed_N is None else recall.without(recall.items_F[~allowed_N[recall.items_F]])
 
     def _generation(self, request: Request) -> Generation:
         events = [e for e in request.user.history if e.item_id in self._catalogue.index]
@@ -317,8 +317,8 @@ class Recommender:
         }
 
 
-def fused(generated: Generated, found: Candidates, followed: Followed, proposed: np.ndarray, fusion: Fusion, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `size` best of both heads and of what transitions propose, and their scores, mixed as evaluation mixes them: the dense head's list goes no deeper than
+def fused(generated: Generated, found: Candidates, recall: Recall | None, proposed: np.ndarray, fusion: Fusion, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `size` best of both heads and of what memory proposes, and their scores, mixed as evaluation mixes them: the dense head's list goes no deeper than
     the beam's. `found.asked` are the dense scores of the generated items and then of the proposed ones.
 
     A deeper list would lift items of the beam under `reciprocal_rank`, which counts places. Only a page longer than the beam needs it.
@@ -326,7 +326,7 @@ def fused(generated: Generated, found: Candidates, followed: Followed, proposed:
     beam, depth = len(generated.items), max(len(generated.items), size)
     of_beam, of_proposed = found.asked[:beam], found.asked[beam:]
     dense = found.items[:depth], found.scores[:depth]
-    return page(generated.strategy, Proposed(generated.items, generated.log_probs, of_beam, *dense, followed, proposed, of_proposed), fusion, size)
+    return page(generated.strategy, Proposed(generated.items, generated.log_probs, of_beam, *dense, recall, proposed, of_proposed), fusion, size)
 
 
 def _picks(items: Any, scores: Any, generated: set[int]) -> list[Pick]:

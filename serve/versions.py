@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.catalogue import Catalogue
+from ugt.memory import Memory
 from ugt.ranking import Fusion
 from ugt.registry import Registry
 from ugt.runtime import CARD
 from ugt.settings import StoresConfig
 from ugt.stores import embedded
-from ugt.transitions import TransitionTable
 
 
 class StaleVersionError(Exception):
@@ -43,9 +43,9 @@ class VersionSource:
     def catalogue(self, folder: Path) -> Catalogue:
         return Catalogue.load(folder, self.resolved().sql_url)
 
-    def fusion(self, folder: Path) -> tuple[Fusion, TransitionTable]:
-        """How this version makes one ranking, chosen on validation and kept in its card, and the transition counts it needs for it."""
-        return Fusion(**json.loads((folder / CARD).read_text())["fusion"]), TransitionTable.load(folder)
+    def fusion(self, folder: Path) -> tuple[Fusion, Memory]:
+        """How this version makes one ranking, chosen on validation and kept in its card, and the memory it needs for it."""
+        return Fusion(**json.loads((folder / CARD).read_text())["fusion"]), Memory.load(folder)
 
     def max_length(self, folder: Path) -> int:
         """How many events of a history this version reads."""

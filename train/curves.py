@@ -73,8 +73,8 @@ class Decoder:
         from ugt.scoring import load_fusion, rank_users
 
         asked, codes_UA = self.rows_U[block_U], self.codes_UA[block_U]
-        fusion, transitions = load_fusion(self.folders[0])
-        return rank_users(self.model, self.split, asked, "validation", True, codes_UA, K, decoding, fusion, transitions, self.seed)
+        fusion, memory = load_fusion(self.folders[0])
+        return rank_users(self.model, self.split, asked, "validation", True, codes_UA, K, decoding, fusion, memory, self.seed)
 
 
 def run(

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from train import warm_start
 from train.agreement import beam_against_exact, compare
 from train.graph import table_arrays, write_graphs
-from ugt import insertion, runtime, transitions
+from ugt import insertion, memory, runtime
 from ugt.artifacts import ITEMS, read_table, write_text
 from ugt.histories import HistoryConfig
 from ugt.insertion import Embedder
@@ -54,7 +54,7 @@ def run(
     model, about = load_checkpoint(checkpoint_dir, semantic_ids_dir), read_card(checkpoint_dir)
     write_model(model, out_dir, config.precision)
     _write_items(model, Path(etl_dir), out_dir / runtime.ITEM_TABLE)
-    shutil.copyfile(Path(checkpoint_dir) / transitions.FILE, out_dir / transitions.FILE)
+    shutil.copyfile(Path(checkpoint_dir) / memory.FILE, out_dir / memory.FILE)
     (out_dir / warm_start.FOLDER).mkdir(exist_ok=True)  # the weights, for a later `ugt train ugt --from`; their item vectors are above
     for name in (WEIGHTS, CARD, warm_start.TABLE, warm_start.CODEBOOKS):
         if (Path(checkpoint_dir) / name).is_file():

@@ -19,26 +19,28 @@ import pyarrow as pa
 from ugt import histories as history_files
 from ugt import holdout, metrics, new_items
 from ugt.artifacts import CREDITS, EVENTS, ITEMS, PEOPLE, read_table, write_text
+from ugt.conditional_logit import ConditionalLogit
 from ugt.evaluation import EvaluationConfig
 from ugt.features import Vocabulary, encode_features, rows_of
 from ugt.fusion import Fusion as Autoencoder
 from ugt.histories import Histories, HistoryConfig, Part, Split
 from ugt.insertion import Near, grow
+from ugt.memory import Memory, transition_counts
 from ugt.model.config import DecodingConfig
 from ugt.model.inputs import History, build_inputs
 from ugt.model.ugt import UGT
-from ugt.new_items import Gate, Mix, Signals, evidence, inherited_transitions, with_slot
+from ugt.new_items import Gate, Signals, evidence, inherited_transitions, with_slot
 from ugt.new_vectors import NewVectors
 from ugt.quantizer import Codebooks
-from ugt.ranking import Fusion, fuse, top
+from ugt.ranking import Fusion, fuse
 from ugt.schema import UGTError
 from ugt.scoring import candidates, load_checkpoint, load_fusion, tensors, user_codes
 from ugt.semantic_ids import SemanticIdConfig, SemanticIds
 from ugt.text import Encoder, TextConfig, item_texts
-from ugt.transitions import TransitionTable, transition_counts
 
 PLACES = 10  # of a list; one of them is the slot
-CANDIDATES = 50  # of the model's, that are put in order
+CANDIDATES = 50  # of the dense head, that are put in order with the others'
+BACKWARD = 0.5  # of transitions: what the other direction counts
 LOSS = 0.005  # of the hits on seen targets that the gate may cost
 
 
@@ -46,8 +48,7 @@ class Seen(NamedTuple):
     """One part of the split, looked at: what the slot is decided and judged by."""
 
     target_U: np.ndarray
-    model_UK: np.ndarray  # the model's own lists, without the new items, from histories without them
-    list_UK: np.ndarray  # the same candidates in the order of the mix for old items
+    list_UK: np.ndarray  # the model's own lists, without the new items, from histories without them
     new_U: np.ndarray  # best new item by the mix
     nearest_U: np.ndarray  # best new item by content alone
     evidence_UE: np.ndarray  # what the gate reads
@@ -79,7 +80,7 @@ def run(
     if history.split != "leave_one_out":
         raise UGTError("new items are measured with leave-one-out: a time split moves when events are held out. Set histories.split to leave_one_out.")
     old_ids = SemanticIds.load(semantic_ids_dir)
-    model, (fusion, transitions) = load_checkpoint(checkpoint_dir, semantic_ids_dir), load_fusion(checkpoint_dir)
+    model, (fusion, memory) = load_checkpoint(checkpoint_dir, semantic_ids_dir), load_fusion(checkpoint_dir)
     vectors = NewVectors.load(semantic_ids, semantic_ids_dir, word2vec_dir, text_dir, fusion_dir)
     contents = _contents(etl_dir, len(old_ids), features_dir, fusion_dir, text if text_dir is not None else None)
     vector_MV, near = vectors.of(*contents)
@@ -88,7 +89,7 @@ def run(
     larger = grow(model, ids, vector_MV, near, free_share(model))
     split, reduced = whole_split(etl_dir, history), history.apply(history_files.load(histories_dir))
     users_U = users_of(split, reduced)
-    bench = _Bench(model, larger, fusion, transitions, decoding, split, etl_dir / "users", _signals(larger, vectors, contents, near, reduced))
+    bench = _Bench(model, larger, fusion, memory, decoding, split, etl_dir / "users", _signals(larger, vectors, contents, near, reduced))
 
     validation = bench.look(users_U, "validation")
     is_old_U = validation.target_U < bench.old
@@ -101,7 +102,7 @@ def run(
     report["test"]["unseen"]["own_ranking"] = _both(bench.own_ranking(unseen_U, "test"), split.targets(unseen_U, "test"), config)
     groups = len(np.unique(ids.codes_N3[bench.old :, :2], axis=0))
     whole = {
-        "protocol": _protocol(len(held_ids), bench.old, len(users_U), bench.mixes, gate, history),
+        "protocol": _protocol(len(held_ids), bench.old, len(users_U), bench.mix, gate, history),
         **report,
         "insertion": {"groups_joined": groups, "largest_group": larger.items.largest_group},
     }
@@ -114,11 +115,9 @@ def run(
         "unseen_users": unseen["users"],
         "unseen_recall@10": unseen["slot"]["recall@10"],
         "unseen_nearest_recall@10": unseen["nearest_slot"]["recall@10"],
-        "seen_loss": seen["slot"]["loss_to_model"]["relative"],
-        "slot_loss": seen["slot"]["loss_to_no_slot"]["relative"],
+        "slot_loss": seen["slot"]["loss"]["relative"],
         "gated_unseen_recall@10": unseen["gated_slot"]["recall@10"],
-        "gated_seen_loss": seen["gated_slot"]["loss_to_model"]["relative"],
-        "gated_slot_loss": seen["gated_slot"]["loss_to_no_slot"]["relative"],
+        "gated_slot_loss": seen["gated_slot"]["loss"]["relative"],
     }
 
 
@@ -168,7 +167,8 @@ def _signals(larger: UGT, vectors: NewVectors, contents: tuple[np.ndarray | None
     )
     content_IC = np.concatenate([vectors.neighbours.content_NC, unit_rows(content_MC - vectors.neighbours.mean_C)])
     company_IW = unit_rows(np.concatenate([company_NW, near.mean(company_NW)]))
-    return Signals(content_IC, company_IW, inherited_transitions(transition_counts(*reduced.train_events(), len(company_NW)), near), item_ID, near)
+    counts_NN = transition_counts(*reduced.train_events(), len(company_NW))
+    return Signals(content_IC, company_IW, inherited_transitions(counts_NN + BACKWARD * counts_NN.T, near), item_ID, near)
 
 
 def unit_rows(x_NC: np.ndarray) -> np.ndarray:
@@ -184,59 +184,55 @@ class _Bench:
         model: UGT,
         larger: UGT,
         fusion: Fusion,
-        transitions: TransitionTable,
+        memory: Memory,
         decoding: DecodingConfig,
         split: Split,
         users_dir: Path,
         signals: Signals,
     ):
         self.model, self.larger, self.decoding, self.split, self.signals = model, larger, decoding, split, signals
-        self.fusion, self.transitions = fusion, transitions
+        self.fusion, self.memory = fusion, memory
         self.old, self.codes_UA = len(model.semantic_ids), user_codes(users_dir, split.histories.user_ids, model.vocabulary)
-        self._mixes: tuple[Mix, Mix] | None = None
+        self._mix: ConditionalLogit | None = None
 
     @property
-    def mixes(self) -> tuple[Mix, Mix]:
-        """Of new items, and of old ones."""
-        assert self._mixes is not None, "the first look is at validation"
-        return self._mixes
+    def mix(self) -> ConditionalLogit:
+        assert self._mix is not None, "the first look is at validation"
+        return self._mix
 
     def look(self, users_U: np.ndarray, part: Part) -> Seen:
         split, old = self.split, self.old
         target_U, user_UD = split.targets(users_U, part), self._user_vectors(users_U, part)
         before = without_items(split, old, part)
-        lists = candidates(self.model, before, users_U, part, True, self.codes_UA[users_U], CANDIDATES, self.decoding, self.transitions)
-        fused = [fuse(c, self.fusion, CANDIDATES) for c in lists]
+        lists = candidates(self.model, before, users_U, part, True, self.codes_UA[users_U], CANDIDATES, self.decoding, self.memory)
+        fused = [fuse(c, self.fusion, PLACES) for c in lists]
         histories = [split.example(int(u), part).items for u in users_U]
         forbidden = [np.setdiff1d(h[h >= old], [t]) - old for h, t in zip(histories, target_U, strict=True)]
         if part == "validation":
-            self._mixes = self._fit(histories, user_UD, target_U, forbidden), self._fit_old(histories, fused, target_U)
-        mix, mix_old = self.mixes
-        model_UK, list_UK = (np.full((len(users_U), PLACES), -1, np.int64) for _ in range(2))
+            self._mix = self._fit(histories, user_UD, target_U, forbidden)
+        list_UK = np.full((len(users_U), PLACES), -1, np.int64)
         new_U, nearest_U = (np.empty(len(users_U), np.int64) for _ in range(2))
         evidence_U = []
         for row, (items_H, (items_K, score_K)) in enumerate(zip(histories, fused, strict=True)):
-            mixed_K = mix_old.score(self.signals.of_old(items_H, items_K, score_K))
-            items, scores = top(mixed_K, items_K, PLACES)
-            model_UK[row, : min(PLACES, len(items_K))], list_UK[row, : len(items)] = items_K[:PLACES], items
+            list_UK[row, : len(items_K)] = items_K
             signal_MS = self.signals.of(items_H, user_UD[row])
-            score_M = mix.score(signal_MS, forbidden[row])
+            score_M = self.mix.score(signal_MS, forbidden[row])
             content_M = signal_MS[:, new_items.SIGNALS.index("content_mean")].copy()
             content_M[forbidden[row]] = -np.inf
             new_U[row], nearest_U[row] = old + int(np.argmax(score_M)), old + int(np.argmax(content_M))
-            evidence_U.append(evidence(score_M, signal_MS, scores, len(items_H)))
-        return Seen(target_U, model_UK, list_UK, new_U, nearest_U, np.stack(evidence_U))
+            evidence_U.append(evidence(score_M, signal_MS, score_K, len(items_H)))
+        return Seen(target_U, list_UK, new_U, nearest_U, np.stack(evidence_U))
 
     def own_ranking(self, users_U: np.ndarray, part: Part) -> np.ndarray:
         """The grown model's own lists, new items among all others, [U, K]."""
-        found = candidates(self.larger, self.split, users_U, part, True, self.codes_UA[users_U], 50, self.decoding, self.transitions)
+        found = candidates(self.larger, self.split, users_U, part, True, self.codes_UA[users_U], 50, self.decoding, self.memory)
         lists = np.full((len(users_U), PLACES), -1, np.int64)
         for row, c in enumerate(found):
             items = fuse(c, self.fusion, PLACES)[0]
             lists[row, : len(items)] = items
         return lists
 
-    def _fit(self, histories: Sequence[np.ndarray], user_UD: np.ndarray, target_U: np.ndarray, forbidden: Sequence[np.ndarray]) -> Mix:
+    def _fit(self, histories: Sequence[np.ndarray], user_UD: np.ndarray, target_U: np.ndarray, forbidden: Sequence[np.ndarray]) -> ConditionalLogit:
         rows = np.flatnonzero(target_U >= self.old)
         if len(rows) == 0:
             raise UGTError("no user's validation target is an item held out, so nothing can be fitted. Raise etl.hold_out, or change etl.hold_out_seed.")
@@ -244,16 +240,7 @@ class _Bench:
         forbidden_UM = np.zeros(signal_UMS.shape[:2], bool)
         for i, row in enumerate(rows):
             forbidden_UM[i, forbidden[row]] = True
-        return Mix.fit(signal_UMS, target_U[rows] - self.old, forbidden_UM)
-
-    def _fit_old(self, histories: Sequence[np.ndarray], fused: Sequence[tuple[np.ndarray, np.ndarray]], target_U: np.ndarray) -> Mix:
-        """Among the candidates of the users whose target is one of them."""
-        rows = [row for row, (items, _) in enumerate(fused) if len(items) == CANDIDATES and target_U[row] in items]
-        if not rows:
-            raise UGTError("no validation target is among the model's candidates, so nothing can be fitted. Train longer.")
-        signal_UKS = np.stack([self.signals.of_old(histories[row], *fused[row]) for row in rows])
-        place_U = np.array([int(np.flatnonzero(fused[row][0] == target_U[row])[0]) for row in rows])
-        return Mix.fit(signal_UKS, place_U, np.zeros(signal_UKS.shape[:2], bool))
+        return ConditionalLogit.fit(signal_UMS, target_U[rows] - self.old, forbidden_UM)
 
     def _user_vectors(self, users_U: np.ndarray, part: Part, batch: int = 128) -> np.ndarray:
         """User vectors of the dense head, [U, D], after histories with the new items in them."""
@@ -313,8 +300,7 @@ def _figures(bench: _Bench, seen: Seen, gate: Gate, evaluation: EvaluationConfig
     always_U = np.ones(len(seen.target_U), bool)
     open_U = gate.opens(seen.evidence_UE)
     lists = {
-        "model": seen.model_UK,
-        "no_slot": seen.list_UK,
+        "model": seen.list_UK,
         "nearest_slot": with_slot(seen.list_UK, seen.nearest_U, always_U, PLACES),
         "slot": with_slot(seen.list_UK, seen.new_U, always_U, PLACES),
         "gated_slot": with_slot(seen.list_UK, seen.new_U, open_U, PLACES),
@@ -327,9 +313,8 @@ def _figures(bench: _Bench, seen: Seen, gate: Gate, evaluation: EvaluationConfig
         unseen[name] = _both(list_UK[is_new_U], seen.target_U[is_new_U], evaluation)
         every[name] = _both(list_UK, seen.target_U, evaluation)
         known[name] = _both(list_UK[~is_new_U], seen.target_U[~is_new_U], evaluation)
-        for against, before_UK in (("model", seen.model_UK), ("no_slot", seen.list_UK)):
-            if name != against:
-                known[name][f"loss_to_{against}"] = _loss(before_UK[~is_new_U], list_UK[~is_new_U], seen.target_U[~is_new_U], evaluation)
+        if name != "model":
+            known[name]["loss"] = _loss(seen.list_UK[~is_new_U], list_UK[~is_new_U], seen.target_U[~is_new_U], evaluation)
     return {"unseen": unseen, "seen": known, "all": every, "gate_open": float(open_U.mean())}
 
 
@@ -348,7 +333,7 @@ def _loss(before_UK: np.ndarray, after_UK: np.ndarray, target_U: np.ndarray, eva
     }
 
 
-def _protocol(held: int, old: int, users: int, mixes: tuple[Mix, Mix], gate: Gate, history: HistoryConfig) -> dict[str, Any]:
+def _protocol(held: int, old: int, users: int, mix: ConditionalLogit, gate: Gate, history: HistoryConfig) -> dict[str, Any]:
     """How these figures came about."""
     return {
         "held_out_items": held,
@@ -361,11 +346,6 @@ def _protocol(held: int, old: int, users: int, mixes: tuple[Mix, Mix], gate: Gat
         "filter_rule": "items of the history are removed from lists and from the choice of the new item, except the target",
         "chosen_on": "validation",
         "loss_allowed": LOSS,
-        "mix": _weights(new_items.SIGNALS, mixes[0]),
-        "mix_of_old_items": _weights(new_items.OLD_SIGNALS, mixes[1]),
+        "mix": {name: round(float(weight), 4) for name, weight in zip(new_items.SIGNALS, mix.weight_S, strict=True)},
         "threshold": float(gate.threshold) if np.isfinite(gate.threshold) else None,
     }
-
-
-def _weights(names: Sequence[str], mix: Mix) -> dict[str, float]:
-    return {name: round(float(weight), 4) for name, weight in zip(names, mix.weight_S, strict=True)}

@@ -86,10 +86,10 @@ class Scorer:
 
         work, sources = self.workloads[workload], self.sources
         rows_U, codes_UA = work.rows_U[block_U], work.codes_UA[block_U]
-        n_items, (fusion, transitions) = len(self.model.semantic_ids), load_fusion(sources.checkpoint_dir)
+        n_items, (fusion, memory) = len(self.model.semantic_ids), load_fusion(sources.checkpoint_dir)
         ranked: Rankings = {}
         for filtered in work.rules:
-            how = (sources.top_k, sources.decoding, fusion, transitions, sources.seed)
+            how = (sources.top_k, sources.decoding, fusion, memory, sources.seed)
             heads = rank_users(self.model, work.split, rows_U, "test", filtered, codes_UA, *how)
             ranked |= {(head, filtered): items_UK for head, items_UK in heads.items()}
         seen = histories_before(work.split, rows_U, "test")

@@ -13,15 +13,15 @@ from threadpoolctl import threadpool_limits
 from ugt.artifacts import ITEMS, read_table, write_text
 from ugt.fusion import VectorSpace, principal_axes
 from ugt.insertion import ESTIMATED
-from ugt.new_vectors import NewVectors
+from ugt.new_vectors import COLLABORATIVE, NewVectors
 from ugt.quantizer import Codebooks, fit_residual_kmeans, localise, quantise
 from ugt.schema import UGTError
-from ugt.semantic_ids import SemanticIdConfig, SemanticIds, code_sizes
+from ugt.semantic_ids import CONTENT, SemanticIdConfig, SemanticIds, code_sizes
 
 
 def run(etl_dir: Path, fusion_dir: Path | None, word2vec_dir: Path, config: SemanticIdConfig, out_dir: Path, text_dir: Path | None = None) -> dict[str, Any]:
-    """Write `semantic_ids.parquet`, `codebooks.npz`, `vector_space.npz`, `health.json`, `item_vectors.npy` (float32 [N, D], what was quantised), and
-    `estimated_vectors.npy` (the same as if each item were new) where the config asks for it.
+    """Write `semantic_ids.parquet`, `codebooks.npz`, `vector_space.npz`, `health.json`, `item_vectors.npy` (float32 [N, D], what was quantised),
+    `content_vectors.npy` (their parts of content) and, where the config asks for it, `estimated_vectors.npy` (the same as if each item were new).
 
     The vector space joins, in this order, those of fused, text, word2vec and co-occurrence vectors whose weight is above 0; the axes of text are in
     `text_axes.npy`. Without text vectors (`text_dir` None) their weight counts for nothing. Figures are the health report. Raises UGTError if the vectors are
@@ -55,6 +55,7 @@ def run(etl_dir: Path, fusion_dir: Path | None, word2vec_dir: Path, config: Sema
     codebooks.save(out_dir / "codebooks.npz")
     space.save(out_dir / "vector_space.npz")
     np.save(out_dir / "item_vectors.npy", x_ND)
+    np.save(out_dir / CONTENT, space.part(x_ND, [name not in COLLABORATIVE for name in blocks]))
     if config.estimate:
         with threadpool_limits(config.threads):
             new = NewVectors.load(config, out_dir, word2vec_dir, text_dir, fusion_dir)

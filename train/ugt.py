@@ -25,14 +25,15 @@ from train.windows import TrainingWindows, Window
 from ugt import histories as history_files
 from ugt.artifacts import USERS, read_table, write_text
 from ugt.histories import HistoryConfig
+from ugt.memory import FILE as MEMORY
+from ugt.memory import Memory
 from ugt.model.config import DecodingConfig, ModelConfig, StageConfig, TrainingConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.model.ugt import UGT
 from ugt.ranking import Candidates, Fusion, choose, ndcg
 from ugt.schema import UGTError
 from ugt.scoring import candidates, load_checkpoint, new_model, save_checkpoint, tensors, user_codes
-from ugt.transitions import FILE as TRANSITIONS
-from ugt.transitions import TransitionTable
+from ugt.semantic_ids import CONTENT
 
 FAILURE, RESULT = "failure.txt", "result"
 AFTER_TRAINING = 4.0  # the last validation, and the choice of the mix with the beam that is served (50 against 20)
@@ -77,7 +78,7 @@ def run(
         raise UGTError((work_dir / FAILURE).read_text())
     figures: dict[str, Any] = json.loads((work_dir / RESULT / "figures.json").read_text())
     out_dir.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "model.json", "curve.jsonl", warm_start.VECTORS, TRANSITIONS):
+    for name in ("model.safetensors", "model.json", "curve.jsonl", warm_start.VECTORS, MEMORY):
         shutil.copyfile(work_dir / RESULT / name, out_dir / name)
     for name in (warm_start.TABLE, warm_start.CODEBOOKS):  # what a later warm start has to know of the catalogue
         if (Path(semantic_ids_dir) / name).is_file():
@@ -146,8 +147,8 @@ def train_stage(
     )
     objective = StageObjective(model, stage, training, counts_N).to(device)
     users = _validation_users(split, training)
-    transitions = TransitionTable.fit(*split.train_events(), len(model.semantic_ids))
-    judge = partial(candidates, split=split, users=users, part="validation", filtered=True, user_UA=user_UA[users], count=50, transitions=transitions)
+    memory = Memory.fit(*split.train_events(), np.load(Path(task["semantic_ids_dir"]) / CONTENT))
+    judge = partial(candidates, split=split, users=users, part="validation", filtered=True, user_UA=user_UA[users], count=50, memory=memory)
     targets = split.targets(users, "validation")
     validate = partial(_validation, judge=judge, targets=targets, beam_width=training.validation_beam) if len(users) else None
     progress = fit(objective, model, plan, partial(_steps, windows, rank, workers, training.accumulation), validate, work_dir, report)
@@ -155,7 +156,7 @@ def train_stage(
         model.cpu()
         model.settle_unread(windows.codes_read())
         fusion = choose(judge(model, decoding=DecodingConfig()), targets)[0] if len(users) else Fusion()  # with the beam that is served
-        _write(model, progress, number, (fusion, transitions), len(users), training, work_dir / RESULT, time.monotonic() - begun, carried)
+        _write(model, progress, number, (fusion, memory), len(users), training, work_dir / RESULT, time.monotonic() - begun, carried)
 
 
 def _start(task: dict[str, Any], config: ModelConfig) -> tuple[UGT, dict[str, Any]]:
@@ -207,7 +208,8 @@ def _validation(model: torch.nn.Module, judge: Callable[..., list[Candidates]], 
         "generative_ndcg@10": round(float(generative), 6),
         "dense_ndcg@10": round(float(dense), 6),
         "fusion_weight": fusion.weight,
-        "transitions_weight": fusion.transitions,
+        "followed_weight": fusion.followed,
+        "likeness_weight": fusion.likeness,
     }
 
 
@@ -215,7 +217,7 @@ def _write(
     model: UGT,
     progress: Progress,
     stage: int,
-    ranking: tuple[Fusion, TransitionTable],
+    ranking: tuple[Fusion, Memory],
     validation_users: int,
     training: TrainingConfig,
     folder: Path,

@@ -16,8 +16,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import scipy.sparse as sp
 
+from ugt.memory import lag_counts
 from ugt.topk import top_items
-from ugt.transitions import lag_counts
 
 POPULARITY_SHARE = 1e-3  # of the most popular item in `Transitions`: less than the weakest transition, so it only orders what no transition reaches
 

@@ -173,6 +173,11 @@ class VectorSpace:
         parts = [(x - mean) * scale for x, mean, scale in zip(blocks, self.means, self.scales, strict=True) if scale.any()]
         return np.concatenate(parts, axis=1).astype(np.float32, copy=False)
 
+    def part(self, x_ND: np.ndarray, wanted: list[bool]) -> np.ndarray:
+        """The columns of some blocks of joined vectors; `wanted` says of each block whether it is one."""
+        kept_D = np.concatenate([np.full(len(scale), want) for scale, want in zip(self.scales, wanted, strict=True) if scale.any()])
+        return x_ND[:, kept_D]
+
     def save(self, path: Path) -> None:
         arrays = {f"mean_{i}": mean for i, mean in enumerate(self.means)} | {f"scale_{i}": scale for i, scale in enumerate(self.scales)}
         np.savez(path, allow_pickle=False, **arrays)

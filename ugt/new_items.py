@@ -1,9 +1,8 @@
 """Which new item a user may want, and whether it is worth a place of the list: the rule that gives one slot to new items.
 
 Choices: nobody has chosen a new item yet, so each signal speaks of its neighbours: the dense head's logit of its row, the probability its content
-neighbours have, likeness of content to the history, the neighbours' co-occurrence and transitions. A conditional logit mixes them; another one orders the
-items the model knows, by its score and the same company, so that old and new ones are judged by the same evidence. The best new item takes the last
-place of the list: always (TIGER's share of .1 in a list of ten), or only where the chance of a hit exceeds, by a factor, the chance that the item it
+neighbours have, likeness of content to the history, the neighbours' co-occurrence and transitions. A conditional logit mixes them. The best new item takes the
+last place of the list: always (TIGER's share of .1 in a list of ten), or only where the chance of a hit exceeds, by a factor, the chance that the item it
 drives out is one: the best choice of users for a given loss (Neyman and Pearson). All weights are fitted on validation; there are a few dozen.
 
 Shapes: I items with the new ones last, N of them old, M new, H events of a history, S signals, U users, K items of a list, E columns of evidence.
@@ -20,10 +19,9 @@ from numpy.typing import NDArray
 from ugt.insertion import Near
 
 SIGNALS = ("dense", "inherited", "content_nearest", "content_mean", "cooccurrence", "transitions")
-OLD_SIGNALS = ("fused", "transitions", "content_nearest", "cooccurrence")  # of items the model knows: its own score, and what the new ones are judged by
+PENALTY = 0.01  # of the squared weights of a chance
 RECENCY, RECENCY_NEAREST = 0.8, 0.9  # weight of an event against the one after it: in a mean, and where the nearest event counts
-RARE, RARE_OLD = 1e-3, 0.05  # added before the logarithm of transitions, which between old items are whole events: what a pair never seen counts
-PENALTY = 1e-3  # of the squared weights
+RARE = 1e-3  # added to inherited transitions before the logarithm: what a pair never seen counts
 
 
 @dataclass(frozen=True)
@@ -55,18 +53,6 @@ class Signals:
         columns[:, 5] = np.log(columns[:, 5] + RARE)
         return columns
 
-    def of_old(self, items_H: NDArray, list_K: NDArray, score_K: NDArray) -> NDArray[np.float32]:
-        """[K, S] of `OLD_SIGNALS` for the items of a list with the model's scores. O(H K C + H I)."""
-        columns = np.zeros((len(list_K), len(OLD_SIGNALS)), np.float32)
-        columns[:, 0] = score_K
-        if len(items_H):
-            mean_H = RECENCY ** np.arange(len(items_H))[::-1]
-            columns[:, 1] = self._transitions(items_H)[list_K]
-            columns[:, 2] = (self.content_IC[list_K] @ self.content_IC[items_H].T).max(1)
-            columns[:, 3] = self.company_IW[list_K] @ _unit(mean_H @ self.company_IW[items_H])
-        columns[:, 1] = np.log(columns[:, 1] + RARE_OLD)
-        return columns
-
     def _transitions(self, items_H: NDArray) -> NDArray:
         """From the history to every item, [I], older events less."""
         rows = self.transitions_II[items_H]
@@ -83,44 +69,6 @@ def inherited_transitions(counts_NN: Any, near: Near) -> Any:
     share_MN = sp.csr_matrix((near.weight_MB.ravel(), (rows, near.item_MB.ravel())), shape=(new, counts_NN.shape[0]))
     all_IN = sp.vstack([counts_NN, share_MN @ counts_NN]).tocsr()
     return sp.hstack([all_IN, all_IN @ share_MN.T]).tocsr()
-
-
-@dataclass(frozen=True)
-class Mix:
-    """Weights of the signals in units of their spread."""
-
-    mean_S: NDArray[np.float64]
-    spread_S: NDArray[np.float64]
-    weight_S: NDArray[np.float64]
-
-    @classmethod
-    def fit(cls, signal_UMS: NDArray, target_U: NDArray, forbidden_UM: NDArray[np.bool_]) -> Mix:
-        """The conditional logit of the item (0..M-1) each user took, among those not forbidden. Convex, so the start does not matter."""
-        from scipy.optimize import minimize
-
-        x_UMS = np.asarray(signal_UMS, np.float64)
-        mean_S, spread_S = x_UMS.mean((0, 1)), x_UMS.std((0, 1))
-        x_UMS = (x_UMS - mean_S) / np.where(spread_S > 0, spread_S, 1)
-        users = np.arange(len(x_UMS))
-
-        def loss(weight_S: NDArray) -> tuple[float, NDArray]:
-            score_UM = np.where(forbidden_UM, -np.inf, x_UMS @ weight_S)
-            top_U1 = score_UM.max(1, keepdims=True)
-            p_UM = np.exp(score_UM - top_U1)
-            total_U1 = p_UM.sum(1, keepdims=True)
-            nll_U = np.log(total_U1[:, 0]) + top_U1[:, 0] - score_UM[users, target_U]
-            slope_S = (np.einsum("um,ums->us", p_UM / total_U1, x_UMS) - x_UMS[users, target_U]).mean(0)
-            return float(nll_U.mean() + PENALTY * (weight_S**2).sum()), slope_S + 2 * PENALTY * weight_S
-
-        found = minimize(loss, np.zeros(x_UMS.shape[2]), jac=True, method="L-BFGS-B")
-        return cls(mean_S, np.where(spread_S > 0, spread_S, 1), found.x)
-
-    def score(self, signal_MS: NDArray, forbidden: NDArray | None = None) -> NDArray[np.float64]:
-        """Of each item, [M]; -inf for those `forbidden` (places among the M)."""
-        score_M = ((signal_MS - self.mean_S) / self.spread_S) @ self.weight_S
-        if forbidden is not None:
-            score_M[forbidden] = -np.inf
-        return score_M
 
 
 def evidence(score_M: NDArray, signal_MS: NDArray, list_scores_K: NDArray, events: int) -> NDArray[np.float64]:
@@ -157,8 +105,8 @@ class Chance:
             pull_U = -sign_U / (1 + np.exp(np.clip(margin_U, -500, 500)))
             # per event and not per user, so that the penalty means the same for rare events
             slope = np.append(x_UE.T @ pull_U, pull_U.sum()) / (rate * len(sign_U))
-            value = np.logaddexp(0, -margin_U).sum() / (rate * len(sign_U)) + 10 * PENALTY * (b[:-1] ** 2).sum()
-            return float(value), slope + np.append(20 * PENALTY * b[:-1], 0.0)
+            value = np.logaddexp(0, -margin_U).sum() / (rate * len(sign_U)) + PENALTY * (b[:-1] ** 2).sum()
+            return float(value), slope + np.append(2 * PENALTY * b[:-1], 0.0)
 
         found = minimize(loss, np.append(np.zeros(x_UE.shape[1]), np.log(rate / (1 - rate + 1e-9))), jac=True, method="L-BFGS-B")
         return cls(mean_E, np.where(spread_E > 0, spread_E, 1), found.x[:-1], float(found.x[-1]))

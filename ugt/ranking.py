@@ -1,11 +1,11 @@
-"""From candidates with scores to one ranking: the fusion of both heads and of transitions, the same in evaluation and in serving.
+"""From candidates with scores to one ranking: the fusion of both heads and of what the training saw, the same in evaluation and in serving.
 
-Choices: the union of the candidates of all is ranked. `log_probability` mixes log p of the beam with the dense logit (a constant per request, the
-dense normaliser, changes no order) and adds the logarithm of transition counts; a candidate the beam did not reach counts as probable as the last one it did,
-which is an upper bound of the truth. `reciprocal_rank` needs no scale and no weight. A list by another strategy than the beam keeps to what was generated: the
-union would bring back just what the strategy left out for the sake of diversity. Ties: higher score first, then lower item index.
+Choices: the union of the candidates of all is ranked. `log_probability` mixes log p of the beam with the dense logit (a constant per request, the dense
+normaliser, changes no order) and adds the signals of `ugt.memory`; a candidate the beam did not reach counts as probable as the last one it did, which is an
+upper bound of the truth. `reciprocal_rank` needs no scale and no weight. A list by another strategy than the beam keeps to what was generated: the union would
+bring back just what the strategy left out for the sake of diversity. Ties: higher score first, then lower item index.
 
-Shapes: W generated items, C dense candidates, P proposed by transitions, M of all, N items, D width. numpy only.
+Shapes: W generated items, C dense candidates, P proposed by memory, M of all, N items, D width, O options. numpy and scipy only.
 """
 
 from __future__ import annotations
@@ -17,26 +17,34 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ugt.conditional_logit import ConditionalLogit
+from ugt.memory import SIGNALS, Recall
 from ugt.schema import DecodingStrategy
-from ugt.transitions import NOTHING, Followed
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 RANK_OFFSET = 60.0  # of reciprocal rank fusion: Cormack et al. 2009
-RARE = 0.05  # added to a transition count before the logarithm: what a pair never seen counts
-PROPOSED = 50  # candidates that transitions propose
+PROPOSED = 50  # candidates that memory proposes
 WEIGHTS = tuple(w / 10 for w in range(11))  # of the generative head, tried on validation
-TRANSITIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5)  # of the logarithm of transition counts, tried on validation
+LEAST_HEADS = 0.05  # share of all weights that the heads keep at least
+LEAST_TARGETS = 30  # among the candidates of validation users, below which weights of signals are not fitted
+
+NO_ITEMS, NO_SCORES = np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """How one ranking is made of both heads and transitions; chosen on validation (`choose`) and kept with the checkpoint."""
+    """How one ranking is made of both heads and the signals of memory; chosen on validation (`choose`) and kept with the checkpoint."""
 
     method: Literal["log_probability", "reciprocal_rank"] = "log_probability"
     weight: float = 0.5  # share of the generative head, the rest is the dense one's
-    transitions: float = 0.0  # what the logarithm of transition counts weighs beside the heads; of reciprocal_rank: their list. 0: the heads alone
+    followed: float = 0.0  # what the signals of memory weigh beside the heads; all 0: the heads alone, and memory proposes nothing
+    likeness: float = 0.0
+
+    @property
+    def remembers(self) -> bool:
+        return self.followed != 0 or self.likeness != 0
 
 
 class Candidates(NamedTuple):
@@ -47,9 +55,9 @@ class Candidates(NamedTuple):
     dense_of_items: Floats
     dense_items: Ints  # [C]
     dense_scores: Floats
-    followed: Followed = NOTHING
-    proposed: Ints = NOTHING.items  # by transitions, [P]
-    dense_of_proposed: Floats = NOTHING.counts
+    recall: Recall | None = None
+    proposed: Ints = NO_ITEMS  # by memory, [P]
+    dense_of_proposed: Floats = NO_SCORES
 
 
 def top(score: NDArray, items: Ints, k: int) -> tuple[Ints, NDArray]:
@@ -83,25 +91,24 @@ def dense_candidates(
     return top(score_N[items], items, k)
 
 
-def proposals(followed: Followed, k: int = PROPOSED) -> Ints:
-    """The k items with the largest counts, best first."""
-    return top(followed.counts, followed.items, k)[0]
+def proposals(recall: Recall, k: int = PROPOSED) -> Ints:
+    """The k items that most often followed those of the history, best first."""
+    return top(recall.count_F, recall.items_F, k)[0]
 
 
 def fuse(given: Candidates, fusion: Fusion, k: int) -> tuple[Ints, Floats]:
     """The k best of the union of all candidates: (items, fused scores). Where one head proposes nothing the other's order stands."""
+    dense_items = given.dense_items if len(given.dense_items) else given.items
     if fusion.method == "reciprocal_rank" and len(given.items):
-        lists = [(given.items, 1.0), (given.dense_items if len(given.dense_items) else given.items, 1.0), (given.proposed, fusion.transitions)]
-        lists = [(ranked, weight) for ranked, weight in lists if weight > 0]
-        items = np.unique(np.concatenate([ranked for ranked, _ in lists]))
+        items = np.union1d(given.items, dense_items)
         score = np.zeros(len(items), np.float32)
-        for ranked, weight in lists:
-            score[np.searchsorted(items, ranked)] += (weight / (RANK_OFFSET + np.arange(1, len(ranked) + 1))).astype(np.float32)
+        for ranked in (given.items, dense_items):
+            score[np.searchsorted(items, ranked)] += (1.0 / (RANK_OFFSET + np.arange(1, len(ranked) + 1))).astype(np.float32)
         return top(score, items, k)
     every = _union(given)
-    score = _mix(every, [fusion if len(given.items) else replace(fusion, weight=0.0)])[0]
-    known = len(every.items) - every.only_proposed * (fusion.transitions == 0)
-    return top(score[:known], every.items[:known], k)
+    score_M = _mix(every, [fusion if len(given.items) else replace(fusion, weight=0.0)])[0]
+    known = len(every.items) if fusion.remembers else every.of_heads
+    return top(score_M[:known], every.items[:known], k)
 
 
 def page(strategy: DecodingStrategy, given: Candidates, fusion: Fusion, k: int) -> tuple[Ints, Floats]:
@@ -119,13 +126,15 @@ def page(strategy: DecodingStrategy, given: Candidates, fusion: Fusion, k: int) 
 
 
 def choose(found: Sequence[Candidates], targets: NDArray) -> tuple[Fusion, float]:
-    """The mix with the best NDCG@10 over validation users, and that NDCG; of equals the one tried first. Transitions are tried where there are any."""
-    some = any(len(c.proposed) for c in found)
-    options = [Fusion("log_probability", w, t) for t in (TRANSITIONS if some else (0.0,)) for w in WEIGHTS]
-    options += [Fusion("reciprocal_rank", transitions=t) for t in ((0.0, 1.0) if some else (0.0,))]
+    """The mix with the best NDCG@10 over validation users, and that NDCG; of equals the simplest.
+
+    Tried are shares of the two heads, reciprocal rank, and, where there is a memory, the mix under which the targets among the candidates are most probable.
+    """
+    unions = [_union(c) for c in found]
+    options = [Fusion("log_probability", w) for w in WEIGHTS] + [Fusion("reciprocal_rank")] + _fitted(unions, targets)
     gain_O = np.zeros(len(options))
-    for c, target in zip(found, targets, strict=True):
-        gain_O += _gains(c, int(target), options)
+    for given, every, target in zip(found, unions, targets, strict=True):
+        gain_O += _gains(given, every, int(target), options)
     gain_O /= max(1, len(found))
     chosen = int(np.argmax(gain_O))
     return options[chosen], float(gain_O[chosen])
@@ -138,13 +147,11 @@ def ndcg(ranking: NDArray, target: int) -> float:
 
 
 class _Union(NamedTuple):
-    """All candidates once, those that only transitions propose last, and what each signal says of them, [M] each."""
+    """All candidates once, those of the heads first, and what each signal says of them."""
 
-    items: Ints
-    log_probs: Floats
-    logits: Floats
-    log_counts: Floats
-    only_proposed: int
+    items: Ints  # [M]
+    signals: Floats  # log p, dense logit, and those of memory, [M, 2 + S]
+    of_heads: int
 
 
 def _union(given: Candidates) -> _Union:
@@ -152,33 +159,54 @@ def _union(given: Candidates) -> _Union:
     new_C = ~np.isin(dense_items, given.items)
     new_P = ~(np.isin(given.proposed, given.items) | np.isin(given.proposed, dense_items))
     items = np.concatenate([given.items, dense_items[new_C], given.proposed[new_P]])
-    last = given.log_probs.min() if len(given.log_probs) else np.float32(0)
-    log_probs = np.concatenate([given.log_probs, np.full(len(items) - len(given.items), last, np.float32)])
-    logits = np.concatenate([given.dense_of_items, dense_scores[new_C], given.dense_of_proposed[new_P]])
-    return _Union(items, log_probs, logits, np.log(given.followed.of(items) + np.float32(RARE)), int(new_P.sum()))
+    signals = np.zeros((len(items), 2 + len(SIGNALS)), np.float32)
+    signals[:, 0] = given.log_probs.min() if len(given.log_probs) else 0
+    signals[: len(given.items), 0] = given.log_probs
+    signals[:, 1] = np.concatenate([given.dense_of_items, dense_scores[new_C], given.dense_of_proposed[new_P]])
+    if given.recall is not None:
+        signals[:, 2:] = given.recall.signals(items)
+    return _Union(items, signals, len(items) - int(new_P.sum()))
 
 
 def _mix(every: _Union, options: Sequence[Fusion]) -> Floats:
     """Scores under each option, [O, M]."""
-    weight_O1, transitions_O1 = np.array([(o.weight, o.transitions) for o in options], np.float32).T[..., None]
-    heads_OM = weight_O1 * every.log_probs + (1 - weight_O1) * every.logits
-    return (heads_OM + transitions_O1 * every.log_counts).astype(np.float32)
+    weight_OS = np.array([(o.weight, 1 - o.weight, *(getattr(o, name) for name in SIGNALS)) for o in options], np.float32)
+    return weight_OS @ every.signals.T
 
 
-def _gains(given: Candidates, target: int, options: Sequence[Fusion]) -> NDArray[np.float64]:
-    """NDCG@10 of the fused list under each option: of mixes at once, or choosing would take longer than ranking."""
-    if len(given.items) == 0:
-        return np.array([ndcg(fuse(given, option, 10)[0], target) for option in options])
-    every = _union(given)
-    at = np.flatnonzero(every.items == target)
-    mixes = [o for o in options if o.method == "log_probability"]
-    gain_O = np.zeros(len(mixes))
-    if len(at):
-        score_OM = _mix(every, mixes)
-        alone_O = np.array([o.transitions == 0 for o in mixes])
-        score_OM[alone_O, len(every.items) - every.only_proposed :] = -np.inf
+def _fitted(unions: Sequence[_Union], targets: NDArray) -> list[Fusion]:
+    """The conditional logit of the targets among the candidates, the heads' weights scaled to a sum of one; nothing where too few targets are among them."""
+    at = [(every, np.flatnonzero(every.items == target)) for every, target in zip(unions, targets, strict=True)]
+    at = [(every, place) for every, place in at if len(place)]
+    if len(at) < LEAST_TARGETS or not any(every.signals[:, 2:].any() for every, _ in at):
+        return []
+    size = max(len(every.items) for every, _ in at)
+    signal_UMS, beyond_UM = np.zeros((len(at), size, 2 + len(SIGNALS)), np.float32), np.ones((len(at), size), bool)
+    for u, (every, _) in enumerate(at):
+        signal_UMS[u, : len(every.items)], beyond_UM[u, : len(every.items)] = every.signals, False
+    logit = ConditionalLogit.fit(signal_UMS, np.array([int(place[0]) for _, place in at]), beyond_UM)
+    weight_S = logit.weight_S / logit.spread_S
+    least = LEAST_HEADS * float(np.abs(weight_S).sum())
+    if weight_S[:2].sum() <= least:  # heads that say nothing still order what memory does not tell apart
+        weight_S[:2] = least / 2
+    heads = max(float(weight_S[:2].sum()), 1e-9)
+    generative, _, followed, likeness = (round(float(w), 4) for w in weight_S / heads)
+    return [Fusion("log_probability", min(1.0, max(0.0, generative)), followed, likeness)]
+
+
+def _gains(given: Candidates, every: _Union, target: int, options: Sequence[Fusion]) -> NDArray[np.float64]:
+    """NDCG@10 of the fused list under each option: of all mixes at once, or choosing would take longer than ranking."""
+    gain_O, at = np.zeros(len(options)), np.flatnonzero(every.items == target)
+    if len(at) == 0:
+        return gain_O
+    mixes = [o for o, option in enumerate(options) if option.method == "log_probability" and len(given.items)]
+    for o in set(range(len(options))) - set(mixes):
+        gain_O[o] = ndcg(fuse(given, options[o], 10)[0], target)
+    if mixes:
+        score_OM = _mix(every, [options[o] for o in mixes])
+        alone_O = np.array([not options[o].remembers for o in mixes])
+        score_OM[alone_O, every.of_heads :] = -np.inf
         own_O1 = score_OM[:, at]
         before_O = ((score_OM > own_O1) | ((score_OM == own_O1) & (every.items < target))).sum(1)
-        gain_O = np.where((before_O < 10) & np.isfinite(own_O1[:, 0]), 1.0 / np.log2(before_O + 2), 0.0)
-    others = [ndcg(fuse(given, o, 10)[0], target) for o in options if o.method != "log_probability"]
-    return np.concatenate([gain_O, others])  # in the order of the options: mixes come first
+        gain_O[mixes] = np.where((before_O < 10) & np.isfinite(own_O1[:, 0]), 1.0 / np.log2(before_O + 2), 0.0)
+    return gain_O

@@ -24,6 +24,7 @@ from ugt.artifacts import USERS, read_table, write_text
 from ugt.decoding import Beams, constraints
 from ugt.histories import Part, Split
 from ugt.insertion import ESTIMATED
+from ugt.memory import Memory
 from ugt.model.config import DecodingConfig, ModelConfig
 from ugt.model.inputs import History, UserVocabulary, build_inputs
 from ugt.model.ugt import UGT
@@ -31,10 +32,9 @@ from ugt.ranking import Candidates, Fusion, dense_candidates, page, proposals
 from ugt.schema import DecodingStrategy, Head, UGTError
 from ugt.semantic_ids import SemanticIds
 from ugt.strategies import search
-from ugt.transitions import TransitionTable
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-FORMAT = 3  # 2: repeat bias, attributes by name; 3: transition counts beside the weights
+FORMAT = 3  # 2: repeat bias, attributes by name; 3: a memory beside the weights
 PAGE = 10  # of the fused list by another strategy than the beam: the cut-off of the headline
 
 
@@ -56,12 +56,12 @@ def new_model(config: ModelConfig, semantic_ids_dir: Path, vocabulary: UserVocab
     return UGT(config, SemanticIds.load(semantic_ids_dir), np.load(semantic_ids_dir / "item_vectors.npy"), vocabulary, estimated_NV)
 
 
-def save_checkpoint(model: UGT, folder: Path, fusion: Fusion, transitions: TransitionTable, **card: Any) -> None:
-    """`model.safetensors`, `transitions.npz` and `model.json` (sizes, config, vocabulary, catalogue hash, fusion, and what is given), the first and the last
+def save_checkpoint(model: UGT, folder: Path, fusion: Fusion, memory: Memory, **card: Any) -> None:
+    """`model.safetensors`, `memory.npz` and `model.json` (sizes, config, vocabulary, catalogue hash, fusion, and what is given), the first and the last
     written aside and renamed: a folder with a card is whole."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    transitions.save(folder)
+    memory.save(folder)
     aside = folder / f"{WEIGHTS}.{os.getpid()}.tmp"
     save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, aside)
     os.replace(aside, folder / WEIGHTS)
@@ -104,9 +104,9 @@ def load_checkpoint(folder: Path, semantic_ids_dir: Path) -> UGT:
     return model.eval()
 
 
-def load_fusion(folder: Path) -> tuple[Fusion, TransitionTable]:
-    """How a checkpoint makes one ranking, and the transition counts of its training."""
-    return Fusion(**read_card(folder)["fusion"]), TransitionTable.load(folder)
+def load_fusion(folder: Path) -> tuple[Fusion, Memory]:
+    """How a checkpoint makes one ranking, and the memory of its training."""
+    return Fusion(**read_card(folder)["fusion"]), Memory.load(folder)
 
 
 def user_codes(users_dir: Path, user_ids: Sequence[str], vocabulary: UserVocabulary) -> NDArray[np.int64]:
@@ -158,12 +158,12 @@ def candidates(
     user_UA: NDArray,
     count: int,
     decoding: DecodingConfig,
-    transitions: TransitionTable | None = None,
+    memory: Memory | None = None,
     seed: int = 0,
     batch_size: int = 64,
 ) -> list[Candidates]:
     """Each user's candidates, row for row of `users`; see `rank_users`. At most `count` of the dense head, `decoding.beam_width` of the generative one, and
-    what `transitions` propose, if they are given."""
+    what `memory` proposes, if it is given."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -189,10 +189,10 @@ def candidates(
                 return item_ND[items] @ user_D + repeat * np.isin(items, read)
 
             given = Candidates(items, log_probs, logits(items), *dense_candidates(user_D, item_ND, count, forbidden[row], read, repeat))
-            if transitions is not None:
-                followed = transitions.after(batch[i].items).without(forbidden[row])
-                proposed = proposals(followed)
-                given = given._replace(followed=followed, proposed=proposed, dense_of_proposed=logits(proposed))
+            if memory is not None:
+                recall = memory.recall(batch[i].items).without(forbidden[row])
+                proposed = proposals(recall)
+                given = given._replace(recall=recall, proposed=proposed, dense_of_proposed=logits(proposed))
             found[int(row)] = given
     model.train(was_training)
     return [found[row] for row in range(len(users))]
@@ -208,7 +208,7 @@ def rank_users(
     top_k: int = 50,
     decoding: DecodingConfig | None = None,
     fusion: Fusion | None = None,
-    transitions: TransitionTable | None = None,
+    memory: Memory | None = None,
     seed: int = 0,
     batch_size: int = 64,
 ) -> dict[Head, NDArray[np.int64]]:
@@ -216,12 +216,12 @@ def rank_users(
 
     `users` are rows of the split that are evaluated; `user_UA` are the codes of those users' attributes (`user_codes`), row for row. `filtered` removes
     the user's seen items except the target before the top is taken. The request is made at the moment of the target event. The generative ranking is in the
-    order of the decoding strategy; `seed` is of nucleus sampling. `fusion` and `transitions` are those of the checkpoint (`load_fusion`).
+    order of the decoding strategy; `seed` is of nucleus sampling. `fusion` and `memory` are those of the checkpoint (`load_fusion`).
     """
     fusion = fusion or Fusion()
     decoding = decoding or DecodingConfig()
-    transitions = transitions if fusion.transitions > 0 else None
-    found = candidates(model, split, users, part, filtered, user_UA, max(top_k, decoding.beam_width), decoding, transitions, seed, batch_size)
+    memory = memory if fusion.remembers else None
+    found = candidates(model, split, users, part, filtered, user_UA, max(top_k, decoding.beam_width), decoding, memory, seed, batch_size)
     ranked: dict[Head, NDArray[np.int64]] = {head: np.full((len(users), top_k), -1, np.int64) for head in ("fused", "generative", "dense")}
     for row, c in enumerate(found):
         mine: dict[Head, NDArray] = {"fused": pages(c, fusion, top_k, decoding.strategy), "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}

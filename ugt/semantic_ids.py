@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ugt.quantizer import Codebooks
 
 FILE = "semantic_ids.parquet"
+CONTENT = "content_vectors.npy"  # beside it: the parts of an item's vector that say what it is, not who took it; [N, 0] where there are none
 WIDEST_SECOND = 128  # codes of L2: a beam reads all of them under each L1 it kept, of the first level only one row (benchmarks/results.md, a million items)
 
 

@@ -19,6 +19,7 @@ from train.windows import TrainingWindows
 from ugt.api import RecommendRequest, RequestContext
 from ugt.filters import Filters
 from ugt.histories import Histories
+from ugt.memory import Memory
 from ugt.model.inputs import History, UserVocabulary, build_inputs
 from ugt.ranking import Candidates as Proposed
 from ugt.ranking import Fusion, dense_candidates, page, proposals
@@ -26,7 +27,6 @@ from ugt.runtime import CARD, GenerationRequest, Generator
 from ugt.schema import ACTION_IDS, User
 from ugt.settings import StoresConfig
 from ugt.stores.features import HISTORY_LIMIT, UserState, _pack, _unpack
-from ugt.transitions import Followed
 
 ITEMS, MAX_LENGTH = 40, 8
 PEOPLE = {"u0": User(user_id="u0", gender="F", age=34, occupation="writer"), "u1": User(user_id="u1", gender="X", age=None), "u2": User(user_id="u2")}
@@ -100,21 +100,23 @@ def test_fault_4_the_store_and_the_server_read_as_far_back_as_the_model(tmp_path
 @pytest.mark.parametrize("strategy", ["beam", "diverse_beam", "nucleus"])
 @pytest.mark.parametrize("method", ["log_probability", "reciprocal_rank"])
 @pytest.mark.parametrize("size", [10, 50])
-@pytest.mark.parametrize("transitions", [0.0, 0.6])
-def test_fault_4_the_server_mixes_the_heads_as_evaluation_does(method: Any, size: int, strategy: Any, transitions: float) -> None:
-    """Evaluation fuses a beam of 50 with the dense head's best 50 and what transitions propose; the server's retriever gives 500."""
+@pytest.mark.parametrize("remembers", [0.0, 0.6])
+def test_fault_4_the_server_mixes_the_heads_as_evaluation_does(method: Any, size: int, strategy: Any, remembers: float) -> None:
+    """Evaluation fuses a beam of 50 with the dense head's best 50 and what memory proposes; the server's retriever gives 500."""
     rng = np.random.default_rng(1)
-    fusion = Fusion(method, 0.4, transitions)
+    fusion = Fusion(method, 0.4, remembers, remembers)
+    lists_LE = rng.integers(0, 900, (400, 5))
+    memory = Memory.fit(np.repeat(np.arange(400), 5), lists_LE.ravel(), rng.normal(size=(900, 6)).astype(np.float32))
     for _ in range(20):
         dense_N, user_D = rng.normal(size=(900, 6)).astype(np.float32), rng.normal(size=6).astype(np.float32)
         beam = rng.choice(900, 50, replace=False)
         log_probs = -np.sort(rng.exponential(3, 50)).astype(np.float32)
-        followed = Followed(np.sort(rng.choice(900, 70, replace=False)), rng.exponential(1, 70).astype(np.float32))
-        proposed = proposals(followed)
+        recall = memory.recall(rng.choice(900, 8))
+        proposed = proposals(recall)
         of_beam, of_proposed = dense_N[beam] @ user_D, dense_N[proposed] @ user_D
-        given = Proposed(beam, log_probs, of_beam, *dense_candidates(user_D, dense_N, 50), followed, proposed, of_proposed)
+        given = Proposed(beam, log_probs, of_beam, *dense_candidates(user_D, dense_N, 50), recall, proposed, of_proposed)
         wanted = page(strategy, given, fusion, size)
         found = Candidates(*dense_candidates(user_D, dense_N, 500), np.concatenate([of_beam, of_proposed]))
-        items, scores = fused(Generated(beam, log_probs, user_D, 0.0, strategy), found, followed, proposed, fusion, size)
+        items, scores = fused(Generated(beam, log_probs, user_D, 0.0, strategy), found, recall, proposed, fusion, size)
         assert items.tolist() == wanted[0].tolist()
         assert scores.tolist() == wanted[1].tolist()

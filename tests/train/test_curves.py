@@ -13,13 +13,13 @@ import pytest
 from train import curves
 from ugt import histories as history_files
 from ugt.artifacts import HISTORIES, USERS, write_table
+from ugt.memory import Memory
 from ugt.model.config import CurvesConfig, DecodingConfig, ModelConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.ranking import Fusion
 from ugt.schema import UGTError
 from ugt.scoring import load_checkpoint, load_fusion, new_model, rank_users, save_checkpoint
 from ugt.semantic_ids import SemanticIds
-from ugt.transitions import TransitionTable
 
 ITEMS, PEOPLE = 60, 40
 CONFIG = CurvesConfig(users=30, diversity_penalty=(0.0, 5.0), temperature=(1.0, 2.0), top_p=(0.0, 1.0))
@@ -46,7 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = new_model(ModelConfig(width=16, encoder_layers=1), root / "semantic_ids", UserVocabulary())
     with torch.no_grad():
         model.level_heads.first_bias_K.copy_(torch.tensor([0.0, -3.0, -3.0, -3.0, -3.0]))
-    save_checkpoint(model, root / "checkpoint", Fusion(weight=1.0), TransitionTable.empty(ITEMS))
+    save_checkpoint(model, root / "checkpoint", Fusion(weight=1.0), Memory.empty(ITEMS))
     folders = {f"{name}_dir": root / name for name in ("histories", "users", "semantic_ids")} | {"checkpoint_dir": root / "checkpoint"}
     return folders | {"config": CONFIG, "decoding": DecodingConfig(beam_width=20), "actors": 0}
 

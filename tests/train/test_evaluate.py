@@ -20,6 +20,7 @@ from ugt import histories as history_files
 from ugt.artifacts import HISTORIES, PREDICTIONS, USERS, write_table
 from ugt.artifacts import ITEMS as ITEM_COLUMNS
 from ugt.evaluation import BASELINES, EvaluationConfig, SasRecConfig
+from ugt.memory import Memory
 from ugt.metrics import of_places
 from ugt.model.config import DecodingConfig, ModelConfig, TrainingConfig
 from ugt.model.inputs import UserVocabulary
@@ -27,7 +28,6 @@ from ugt.ranking import Fusion
 from ugt.schema import UGTError
 from ugt.scoring import new_model, save_checkpoint
 from ugt.semantic_ids import SemanticIds
-from ugt.transitions import TransitionTable
 
 ITEMS, PEOPLE = 70, 60
 CONFIG = EvaluationConfig(bootstrap_samples=100, knn_neighbours=20, baselines=BASELINES)
@@ -63,7 +63,7 @@ class World:
         torch.manual_seed(0)
         sasrec.save(sasrec.SasRec(SasRecConfig(width=8).like(ModelConfig(max_length=20), TrainingConfig()), ITEMS).eval(), root / "sasrec")
         model = new_model(ModelConfig(width=16, encoder_layers=1), root / "semantic_ids", UserVocabulary())
-        save_checkpoint(model, root / "checkpoint", Fusion(), TransitionTable.empty(ITEMS))
+        save_checkpoint(model, root / "checkpoint", Fusion(), Memory.empty(ITEMS))
         self.lists = dict(zip(users, lists, strict=True))
         oracle = users[:-1:2]
         rows = [["gone", self.item_ids[self.lists[u][-1]]] for u in oracle]  # an item the catalogue dropped is passed over

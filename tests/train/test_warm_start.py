@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from train import warm_start
+from ugt.memory import Memory
 from ugt.model.config import ModelConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.model.ugt import UGT
@@ -16,7 +17,6 @@ from ugt.ranking import Fusion
 from ugt.schema import UGTError
 from ugt.scoring import save_checkpoint
 from ugt.semantic_ids import SemanticIds
-from ugt.transitions import TransitionTable
 
 CONFIG = ModelConfig(width=16, max_length=6)
 
@@ -40,7 +40,7 @@ def trained(tmp_path: Path) -> tuple[Path, UGT]:
     torch.manual_seed(0)
     model = UGT(CONFIG, SemanticIds.load(ids), np.load(ids / "item_vectors.npy"), UserVocabulary(["F"], []))
     version = tmp_path / "version"
-    save_checkpoint(model, version / warm_start.FOLDER, Fusion(), TransitionTable.empty(len(items)))
+    save_checkpoint(model, version / warm_start.FOLDER, Fusion(), Memory.empty(len(items)))
     for name in (warm_start.TABLE, warm_start.CODEBOOKS):
         (version / warm_start.FOLDER / name).write_bytes((ids / name).read_bytes())
     np.save(version / "item_vectors.npy", model.tables().item_ID[1:].detach().numpy())

@@ -6,29 +6,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from ugt.insertion import Near
-from ugt.new_items import OLD_SIGNALS, SIGNALS, Gate, Mix, Signals, inherited_transitions, with_slot
+from ugt.new_items import SIGNALS, Gate, Signals, inherited_transitions, with_slot
 
 RNG = np.random.default_rng(0)
-
-
-def test_the_mix_follows_the_signal_that_speaks() -> None:
-    signal_UMS = RNG.normal(size=(400, 30, 3)) * [1, 5, 1] + [0, 9, 0]
-    target_U = np.argmax(2 * signal_UMS[:, :, 2] + RNG.gumbel(size=(400, 30)), axis=1)
-    mix = Mix.fit(signal_UMS, target_U, np.zeros((400, 30), bool))
-    assert 1.6 < mix.weight_S[2] < 2.4  # 2, and four standard errors
-    assert np.abs(mix.weight_S[:2]).max() < 0.3
-    score_M = mix.score(signal_UMS[0], np.array([int(np.argmax(mix.score(signal_UMS[0], np.array([], int))))]))
-    assert np.isneginf(score_M).sum() == 1
-
-
-def test_a_new_item_nobody_may_get_does_not_teach_the_mix() -> None:
-    signal_UMS = RNG.normal(size=(200, 10, 1))
-    forbidden_UM = np.zeros((200, 10), bool)
-    best_U = signal_UMS[:, :, 0].argmax(1)
-    forbidden_UM[np.arange(200), best_U] = True
-    second_U = np.argsort(signal_UMS[:, :, 0], axis=1)[:, -2]
-    assert Mix.fit(signal_UMS, second_U, forbidden_UM).weight_S[0] > 3  # the best of those allowed, always
-    assert Mix.fit(signal_UMS, second_U, np.zeros((200, 10), bool)).weight_S[0] < 3
 
 
 def test_the_gate_takes_more_hits_than_chance_for_the_loss_it_is_allowed() -> None:
@@ -68,14 +48,3 @@ def test_signals_of_an_empty_history_are_finite_and_of_a_like_one_are_high() -> 
     found = signals.of(np.array([1, 0]), np.ones(3, np.float32))
     for name in ("content_nearest", "content_mean", "cooccurrence"):
         assert found[0, SIGNALS.index(name)] > found[1, SIGNALS.index(name)], name  # the last event was like the first new item
-
-
-def test_old_items_are_judged_by_what_followed_the_history_as_well() -> None:
-    content = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]  # item 3 is new
-    near = Near(np.array([[0]]), np.array([[1.0]], np.float32))
-    counts = sp.csr_matrix(np.array([[0, 7, 1], [0, 0, 0], [0, 0, 0]], float))
-    signals = Signals(content, content, inherited_transitions(counts, near), np.ones((4, 3), np.float32), near)
-    for history in ([0], [3]):  # the new item has the company of its one neighbour
-        found = signals.of_old(np.array(history), np.array([1, 2]), np.array([0.5, 0.25]))
-        assert np.allclose(found[:, OLD_SIGNALS.index("fused")], [0.5, 0.25])
-        assert np.allclose(found[:, OLD_SIGNALS.index("transitions")], np.log([7.05, 1.05]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ugt.ranking import Candidates, Fusion, choose, dense_candidates, fuse, ndcg, page, proposals, top
-from ugt.transitions import Followed
+from ugt.memory import Memory
+from ugt.ranking import LEAST_TARGETS, Candidates, Fusion, choose, dense_candidates, fuse, ndcg, page, proposals, top
 
 
 def ints(*x: int) -> np.ndarray:
@@ -71,29 +71,42 @@ def test_a_strategy_that_generated_nothing_leaves_the_page_to_the_dense_head() -
     assert page("nucleus", *none, 1)[0].tolist() == page("beam", *none, 1)[0].tolist() == [9]
 
 
-def followed_by(items: np.ndarray, counts: np.ndarray, dense: dict[int, float]) -> Candidates:
-    """Two heads that agree on 5 before 2 before 9, and transitions."""
+def memory(*pairs: tuple[int, int], items: int = 12) -> Memory:
+    """In training 0 was followed by given items so many times each; no content."""
+    events = [0 if i % 2 == 0 else item for item, times in pairs for i in range(2 * times)]
+    return Memory.fit(np.repeat(np.arange(len(events) // 2), 2), np.array(events), np.empty((items, 0), np.float32))
+
+
+def remembered(*pairs: tuple[int, int], dense: dict[int, float]) -> Candidates:
+    """Two heads that agree on 5 before 2 before 9, and what followed 0."""
     heads = Candidates(ints(5, 2, 9), floats(-1.0, -2.0, -3.0), floats(3.0, 2.0, 1.0), ints(5, 2, 9), floats(3.0, 2.0, 1.0))
-    followed = Followed(items, counts)
-    proposed = proposals(followed)
-    return heads._replace(followed=followed, proposed=proposed, dense_of_proposed=np.array([dense[i] for i in proposed.tolist()], np.float32))
+    recall = memory(*pairs).recall([0])
+    proposed = proposals(recall)
+    return heads._replace(recall=recall, proposed=proposed, dense_of_proposed=np.array([dense[i] for i in proposed.tolist()], np.float32))
 
 
-def test_transitions_add_the_logarithm_of_their_counts_and_candidates_of_their_own() -> None:
-    given = followed_by(ints(2, 4), floats(1.95, 0.95), {2: 2.0, 4: 0.5})
-    items, scores = fuse(given, Fusion(weight=0.5, transitions=1.0), 4)
-    # log(.05 + count): 2 -> log 2, 4 -> log 1, the others log .05; item 4, which no head proposed, counts as probable as the last of the beam
-    wanted = {2: 0.0 + np.log(2), 5: 1.0 + np.log(0.05), 9: -1.0 + np.log(0.05), 4: (-3.0 + 0.5) / 2}
+def test_memory_adds_the_logarithm_of_its_counts_and_candidates_of_its_own() -> None:
+    given = remembered((2, 2), (4, 1), dense={2: 2.0, 4: 0.5})
+    items, scores = fuse(given, Fusion(weight=0.5, followed=1.0), 4)
+    # item 4, which no head proposed, counts as probable as the last of the beam
+    wanted = {2: 0.0 + np.log(2.05), 5: 1.0 + np.log(0.05), 9: -1.0 + np.log(0.05), 4: (-3.0 + 0.5) / 2 + np.log(1.05)}
     assert items.tolist() == sorted(wanted, key=lambda i: -wanted[i])
     assert np.allclose(scores, [wanted[i] for i in items.tolist()])
 
 
-def test_without_a_weight_transitions_change_nothing() -> None:
-    given = followed_by(ints(2, 4), floats(9.0, 9.0), {2: 2.0, 4: 50.0})
+def test_without_a_weight_memory_changes_nothing() -> None:
+    given = remembered((2, 9), (4, 9), dense={2: 2.0, 4: 50.0})
     for fusion in (Fusion(weight=0.5), Fusion("reciprocal_rank")):
         assert fuse(given, fusion, 9)[0].tolist() == [5, 2, 9]
         assert page("nucleus", given, fusion, 9)[0].tolist() == [5, 2, 9]
-    assert 4 in fuse(given, Fusion("reciprocal_rank", transitions=1.0), 9)[0].tolist()
+
+
+def test_what_memory_proposes_is_no_page_of_a_diversity_strategy() -> None:
+    given = remembered((4, 9), dense={4: 50.0})
+    fusion = Fusion(weight=0.5, followed=1.0)
+    assert fuse(given, fusion, 1)[0].tolist() == [4]
+    assert page("nucleus", given, fusion, 2)[0].tolist() == [5, 2]
+    assert set(page("nucleus", given, fusion, 4)[0].tolist()) == {5, 2, 9, 4}  # fewer than asked were generated
 
 
 def test_the_head_that_is_right_gets_the_weight() -> None:
@@ -104,30 +117,36 @@ def test_the_head_that_is_right_gets_the_weight() -> None:
     assert score == 1.0
 
 
-def test_transitions_get_a_weight_where_they_are_right() -> None:
-    given = followed_by(ints(4, 9), floats(3.0, 1.0), {4: 0.9, 9: 1.0})
-    fusion, score = choose([given], ints(4))
-    assert fusion.transitions > 0
+def test_memory_gets_a_weight_where_it_is_right_and_none_where_it_is_not() -> None:
+    given = remembered((4, 3), (9, 1), dense={4: 0.9, 9: 1.0})
+    fusion, score = choose([given] * LEAST_TARGETS, np.full(LEAST_TARGETS, 4))
+    assert fusion.followed > 0
     assert score == 1.0
-    assert choose([given], ints(5))[0].transitions == 0
+    assert not choose([given] * LEAST_TARGETS, np.full(LEAST_TARGETS, 5))[0].remembers
+    assert not choose([given] * (LEAST_TARGETS - 1), np.full(LEAST_TARGETS - 1, 4))[0].remembers  # too few to say
 
 
-def test_the_figure_of_each_mix_is_that_of_its_list() -> None:
+def test_the_figure_of_the_chosen_mix_is_that_of_its_lists() -> None:
     """Choosing computes all mixes at once; the list of each is the slow way."""
     rng = np.random.default_rng(0)
+    chosen = set()
     for empty in (False, True):
-        for _ in range(30):
-            beam = rng.choice(60, 0 if empty else 12, replace=False)
-            dense = rng.choice(60, 12, replace=False)
-            followed = Followed(np.sort(rng.choice(60, 20, replace=False)), rng.integers(1, 4, 20).astype(np.float32))
-            scores = [np.round(rng.normal(size=n), 1).astype(np.float32) for n in (len(beam), len(beam), 12, 8)]  # rounded: ties occur
-            given = Candidates(beam, -np.sort(np.abs(scores[0])), scores[1], dense, -np.sort(-scores[2]), followed, proposals(followed, 8), scores[3])
-            target = int(rng.integers(60))
-            fusion, best = choose([given], ints(target))
-            assert best == ndcg(fuse(given, fusion, 10)[0], target)
-            for weight in (0.0, 0.3, 1.0):
-                for transitions in (0.0, 0.4):
-                    assert ndcg(fuse(given, Fusion(weight=weight, transitions=transitions), 10)[0], target) <= best
+        for trial in range(6):
+            found, targets = [], []
+            remembers = memory(*((int(i), int(rng.integers(1, 5))) for i in rng.choice(np.arange(1, 60), 20, replace=False)), items=60)
+            for _ in range(60):
+                beam, dense = rng.choice(60, 0 if empty else 12, replace=False), rng.choice(60, 12, replace=False)
+                recall = remembers.recall([0] if trial % 2 else [])
+                proposed = proposals(recall, 8)
+                scores = [np.round(rng.normal(size=n), 1).astype(np.float32) for n in (len(beam), len(beam), 12, len(proposed))]  # rounded: ties occur
+                found.append(Candidates(beam, -np.sort(np.abs(scores[0])), scores[1], dense, -np.sort(-scores[2]), recall, proposed, scores[3]))
+                targets.append(int(rng.choice(proposed)) if len(proposed) and trial > 2 else int(rng.integers(60)))
+            fusion, best = choose(found, np.array(targets))
+            assert best == pytest.approx(np.mean([ndcg(fuse(c, fusion, 10)[0], t) for c, t in zip(found, targets, strict=True)]))
+            for other in (Fusion(weight=0.0), Fusion(weight=0.7), Fusion("reciprocal_rank")):
+                assert np.mean([ndcg(fuse(c, other, 10)[0], t) for c, t in zip(found, targets, strict=True)]) <= best + 1e-12
+            chosen.add(fusion.remembers)
+    assert chosen == {False, True}
 
 
 def test_ndcg_of_one_target() -> None:
