@@ -287,7 +287,7 @@ def _protocol(
         "top_k": config.top_k,
         "beam_width": decoding.beam_width,
         "decoding": decoding.model_dump(mode="json"),
-        "fusion": {"method": fusion.method, "weight": fusion.weight, "chosen_on": "validation"},
+        "fusion": vars(fusion) | {"chosen_on": "validation"},
         "knn_neighbours": card["knn_neighbours"],
         "baseline_settings": {name: {k: v for k, v in chosen.items() if k != "tried"} for name, chosen in card["chosen"].items()},
         "intervals": f"95%, percentile bootstrap over users, {config.bootstrap_samples} resamples, paired",

@@ -33,7 +33,7 @@ from ugt.model.ugt import UGT
 from ugt.ranking import Candidates, Fusion, choose, ndcg
 from ugt.schema import UGTError
 from ugt.scoring import candidates, load_checkpoint, new_model, save_checkpoint, tensors, user_codes
-from ugt.semantic_ids import CONTENT
+from ugt.semantic_ids import content_vectors
 
 FAILURE, RESULT = "failure.txt", "result"
 AFTER_TRAINING = 4.0  # the last validation, and the choice of the mix with the beam that is served (50 against 20)
@@ -147,7 +147,7 @@ def train_stage(
     )
     objective = StageObjective(model, stage, training, counts_N).to(device)
     users = _validation_users(split, training)
-    memory = Memory.fit(*split.train_events(), np.load(Path(task["semantic_ids_dir"]) / CONTENT))
+    memory = Memory.fit(*split.train_events(), content_vectors(Path(task["semantic_ids_dir"])))
     judge = partial(candidates, split=split, users=users, part="validation", filtered=True, user_UA=user_UA[users], count=50, memory=memory)
     targets = split.targets(users, "validation")
     validate = partial(_validation, judge=judge, targets=targets, beam_width=training.validation_beam) if len(users) else None

@@ -63,6 +63,14 @@ class SemanticIdConfig(Config):
         return tuple(name for name, weight in weights.items() if weight > 0)
 
 
+def content_vectors(folder: Path) -> np.ndarray:
+    """What the items of a semantic IDs folder are like, float32 [N, C]; C may be 0. Raises UGTError if the file is not there."""
+    path = Path(folder) / CONTENT
+    if not path.is_file():
+        raise UGTError(f"no {CONTENT} in {folder}. Run `ugt train semantic-ids` again.")
+    return np.load(path)
+
+
 def code_sizes(items: int, config: SemanticIdConfig) -> tuple[int, int, int]:
     """(K1, K2, K3) for a catalogue: powers of two that make the mean group about four items, K1 = K2 up to WIDEST_SECOND, from there K1 alone grows; K3 is
     four times the mean group.

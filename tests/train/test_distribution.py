@@ -10,23 +10,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 from train.engines import check
 from train.loop import STATE
 from ugt import histories as history_files
-from ugt.artifacts import HISTORIES, USERS, write_table
 from ugt.histories import HistoryConfig
 from ugt.model.config import ModelConfig, StageConfig, TrainingConfig
 from ugt.schema import UGTError
 from ugt.scoring import load_checkpoint, rank_users, user_codes
-from ugt.semantic_ids import SemanticIds
 
 ROOT = Path(__file__).resolve().parents[2]
 N, USERS_COUNT, STEPS = 64, 96, 8
@@ -51,24 +49,16 @@ train_stage(task, rank, workers, report)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
+def world(write_world: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     lists = [((rng.integers(N) + np.arange(rng.integers(4, 14)) * rng.integers(1, 4)) % N).tolist() for _ in range(USERS_COUNT)]
-    users = [f"u{i:02d}" for i in range(USERS_COUNT)]
-    columns = [users, lists, [[10] * len(x) for x in lists], [[4.0] * len(x) for x in lists], [list(range(10**9, 10**9 + len(x))) for x in lists]]
-    write_table(pa.Table.from_arrays([pa.array(c, t) for c, t in zip(columns, HISTORIES.types, strict=True)], schema=HISTORIES), root / "histories/histories")
-    nobody = [None] * USERS_COUNT
-    write_table(pa.table({"user_id": users, "gender": nobody, "age": nobody, "occupation": nobody}, schema=USERS), root / "users")
-    SemanticIds.from_codes(np.array([(i // 16, i // 4 % 4, i % 4) for i in range(N)]), [f"tt{i:04d}" for i in range(N)], 4, 4, 8).save(root / "semantic_ids")
-    np.save(root / "semantic_ids/item_vectors.npy", rng.normal(size=(N, 6)).astype(np.float32))
-    return root
+    return write_world(tmp_path_factory.mktemp("world"), lists, rng.normal(size=(N, 6)))
 
 
 def train(world: Path, work: str, workers: int, last: int = -2, model: ModelConfig = MODEL, **changes: Any) -> Path:
     """Train stage 1 on `workers` processes; they end as if killed after epoch `last`."""
     (world / work).mkdir(exist_ok=True)
-    folders = {"histories_dir": "histories", "users_dir": "users", "semantic_ids_dir": "semantic_ids", "work_dir": work}
+    folders = {"histories_dir": "histories", "users_dir": "etl/users", "semantic_ids_dir": "semantic_ids", "work_dir": work}
     training = TrainingConfig(**(TRAINING.model_dump() | changes))
     task = {name: str(world / path) for name, path in folders.items()} | {
         "stage": 1,
@@ -114,7 +104,7 @@ def top10(world: Path, checkpoint: Path) -> np.ndarray:
     model = load_checkpoint(checkpoint, world / "semantic_ids")
     split = HistoryConfig().apply(history_files.load(world / "histories"))
     users = np.flatnonzero(split.evaluated)
-    codes = user_codes(world / "users", [split.histories.user_ids[u] for u in users], model.vocabulary)
+    codes = user_codes(world / "etl/users", [split.histories.user_ids[u] for u in users], model.vocabulary)
     return rank_users(model, split, users, "test", False, codes, top_k=10)["fused"]
 
 

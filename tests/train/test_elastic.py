@@ -7,20 +7,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import pytest
 import torch
 
 from train import ugt
 from train.loop import STATE
-from ugt.artifacts import HISTORIES, USERS, write_table
 from ugt.model.config import ModelConfig, StageConfig, TrainingConfig
-from ugt.semantic_ids import SemanticIds
 
 N, USERS_COUNT, EPOCHS = 64, 96, 60
 
@@ -47,21 +44,10 @@ def two_nodes() -> Iterator[object]:
                 os.environ[name] = value
 
 
-def world(root: Path) -> Path:
+def test_a_worker_killed_mid_epoch_with_its_node_leaves_a_training_that_ends(two_nodes: object, write_world: Callable[..., Path], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lists = [rng.integers(0, N, rng.integers(4, 14)).tolist() for _ in range(USERS_COUNT)]
-    users = [f"u{i:02d}" for i in range(USERS_COUNT)]
-    columns = [users, lists, [[10] * len(x) for x in lists], [[4.0] * len(x) for x in lists], [list(range(10**9, 10**9 + len(x))) for x in lists]]
-    write_table(pa.Table.from_arrays([pa.array(c, t) for c, t in zip(columns, HISTORIES.types, strict=True)], schema=HISTORIES), root / "histories/histories")
-    nobody = [None] * USERS_COUNT
-    write_table(pa.table({"user_id": users, "gender": nobody, "age": nobody, "occupation": nobody}, schema=USERS), root / "users")
-    SemanticIds.from_codes(np.array([(i // 16, i // 4 % 4, i % 4) for i in range(N)]), [f"tt{i:04d}" for i in range(N)], 4, 4, 8).save(root / "semantic_ids")
-    np.save(root / "semantic_ids/item_vectors.npy", rng.normal(size=(N, 6)).astype(np.float32))
-    return root
-
-
-def test_a_worker_killed_mid_epoch_with_its_node_leaves_a_training_that_ends(two_nodes: object, tmp_path: Path) -> None:
-    root, work = world(tmp_path), tmp_path / "work"
+    root, work = write_world(tmp_path, lists, rng.normal(size=(N, 6))), tmp_path / "work"
     work.mkdir()
     training = TrainingConfig(batch_size=8, threads=1, workers=2, min_workers=1, validate_every=100, validation_users=8, stage1=StageConfig(epochs=EPOCHS))
     seen: dict[str, object] = {}
@@ -79,7 +65,9 @@ def test_a_worker_killed_mid_epoch_with_its_node_leaves_a_training_that_ends(two
 
     thread = threading.Thread(target=kill)
     thread.start()
-    figures = ugt.run(1, root / "histories", root / "users", root / "semantic_ids", ModelConfig(width=16, max_length=10), training, None, root / "out", work)
+    figures = ugt.run(
+        1, root / "histories", root / "etl/users", root / "semantic_ids", ModelConfig(width=16, max_length=10), training, None, root / "out", work
+    )
     thread.join()
     assert len(seen["killed"]) == 1
     assert 0 < int(str(seen["epoch"])) < EPOCHS

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 from train import export, ugt
 from ugt import histories as history_files
-from ugt.artifacts import HISTORIES, ITEMS, USERS, write_table
 from ugt.memory import Memory
 from ugt.model.config import DecodingConfig, ModelConfig, StageConfig, TrainingConfig
 from ugt.ranking import Fusion
@@ -39,25 +38,13 @@ TRAINING = TrainingConfig(
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(write_world: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Users who go round the catalogue in steps of their own: the next item follows from the last two."""
-    root = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
     lists = [((rng.integers(N) + np.arange(rng.integers(4, 22)) * rng.integers(1, 4)) % N).tolist() for _ in range(USERS_COUNT)]
-    users = [f"u{i:02d}" for i in range(USERS_COUNT)]
-    columns = [users, lists, [[10] * len(x) for x in lists], [[4.0] * len(x) for x in lists], [list(range(10**9, 10**9 + len(x))) for x in lists]]
-    write_table(pa.Table.from_arrays([pa.array(c, t) for c, t in zip(columns, HISTORIES.types, strict=True)], schema=HISTORIES), root / "histories/histories")
-    genders = ["F" if i % 2 else None for i in range(USERS_COUNT)]
-    write_table(
-        pa.table({"user_id": users, "gender": genders, "age": [30] * USERS_COUNT, "occupation": [None] * USERS_COUNT}, schema=USERS), root / "etl/users"
-    )
-    item_ids = [f"tt{i:04d}" for i in range(N)]
-    columns = {f.name: pa.nulls(N, f.type) for f in ITEMS} | {"item_index": pa.array(range(N), pa.int32()), "item_id": pa.array(item_ids)}
-    write_table(pa.table(columns, schema=ITEMS), root / "etl/items")
-    SemanticIds.from_codes(np.array([(i // 16, i // 4 % 4, i % 4) for i in range(N)]), item_ids, 4, 4, 8).save(root / "semantic_ids")
     angle = np.arange(N)[:, None] * 2 * np.pi / N * np.array([1, 2, 4])
-    np.save(root / "semantic_ids/item_vectors.npy", np.concatenate([np.sin(angle), np.cos(angle)], 1).astype(np.float32))
-    return root
+    genders = ["F" if i % 2 else None for i in range(USERS_COUNT)]
+    return write_world(tmp_path_factory.mktemp("world"), lists, np.concatenate([np.sin(angle), np.cos(angle)], 1), genders)
 
 
 def train(world: Path, stage: int, name: str, init: str | None = None, model: ModelConfig = MODEL, **changes) -> dict:

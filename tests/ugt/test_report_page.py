@@ -34,7 +34,12 @@ def report() -> dict[str, Any]:
             "filter_rule": "removed",
         }
         | {"users": 120, "users_evaluated": 100, "catalogue": 80, "catalogue_hash": "ab" * 8, "train_events": 900, "targets_seen_before": 3, "beam_width": 50}
-        | {"fusion": {"method": "log_probability", "weight": 0.5, "chosen_on": "validation"}, "knn_neighbours": 200, "intervals": "95%", "seed": 0}
+        | {
+            "fusion": {"method": "log_probability", "weight": 0.5, "followed": 0.0, "likeness": 0.0, "chosen_on": "validation"},
+            "knn_neighbours": 200,
+            "intervals": "95%",
+            "seed": 0,
+        }
         | {"baseline_settings": {"transitions": {"settings": {"recency": 0.4}, "validation_ndcg@10": 0.1}}},
         "heads": {name: both[name] for name in ("fused", "generative", "dense")},
         "baselines": {name: both[name] for name in ("popularity", "transitions")} | {"oracle": {"filtered": MEASURES | BEYOND}},
