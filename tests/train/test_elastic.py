@@ -65,9 +65,8 @@ def test_a_worker_killed_mid_epoch_with_its_node_leaves_a_training_that_ends(two
 
     thread = threading.Thread(target=kill)
     thread.start()
-    figures = ugt.run(
-        1, root / "histories", root / "etl/users", root / "semantic_ids", ModelConfig(width=16, max_length=10), training, None, root / "out", work
-    )
+    inputs = (root / "histories", root / "etl/users", root / "semantic_ids")
+    figures = ugt.run(1, *inputs, ModelConfig(width=16, max_length=10), training, None, root / "out", work)
     thread.join()
     assert len(seen["killed"]) == 1
     assert 0 < int(str(seen["epoch"])) < EPOCHS
