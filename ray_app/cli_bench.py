@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ray_app.cli_options import ConfigPath, DataDir, ImdbDir, JsonPath, Seed, Source, console, settings_of, writable, write_json
-from ugt.schema import UGTError
+from ugt.schema import HEADS, UGTError
 
 bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks.")
 
@@ -86,9 +86,9 @@ def bench_quality(
     flags: dict[str, Any] = {"source": settings.source, "data_dir": settings.data_dir, "imdb_dir": settings.imdb_dir, "seed": settings.seed}
     flags |= ({} if text else {"text.enabled": False}) | ({"etl.hold_out": hold_out, "etl.hold_out_seed": settings.seed} if hold_out else {})
     report = bench.run(flags, config, budget_minutes, console, predictions)
-    for head in ("fused", "generative", "dense"):
+    for head in HEADS:
         rows = "   ".join(f"{rule} R@10 {report[head][rule]['recall@10']:.4f} N@10 {report[head][rule]['ndcg@10']:.4f}" for rule in ("unfiltered", "filtered"))
-        console.print(f" {head:<13} {rows}", highlight=False, soft_wrap=True)
+        console.print(f" {head:<14} {rows}", highlight=False, soft_wrap=True)
     if hold_out:
         unseen, seen = report["new_items"]["test"]["unseen"], report["new_items"]["test"]["seen"]
         for name in ("model", "nearest_slot", "slot", "gated_slot"):

@@ -22,9 +22,9 @@ from ugt.baselines import Ranker, Request
 from ugt.evaluation import BASELINES
 from ugt.histories import Histories, Split
 from ugt.model.config import DecodingConfig
+from ugt.schema import HEADS
 from ugt.topk import blocked_items, unblocked
 
-HEADS = ("fused", "generative", "dense")
 BLOCK_USERS, BLOCK_CELLS = 256, 1 << 24  # of one call: users, and users x items, which bounds its memory to a few hundred MB
 
 Rankings = dict[tuple[str, bool], np.ndarray]  # (head or baseline, filtered) -> item indices [U, K]

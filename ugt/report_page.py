@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ugt.schema import UGTError
+from ugt.schema import HEADS, UGTError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]  # training -> rows of its curve.jsonl
 
-HEADS = ("fused", "generative", "dense")
 TERMS = ("loss", "ntp", "dense", "contrastive", "dpo", "balance")
 TITLES = {
     "fused": "UGT fused",
+    "without_memory": "UGT without memory",
     "generative": "UGT generative",
     "dense": "UGT dense",
     "sasrec": "SASRec",
@@ -61,6 +61,7 @@ def build(report: Mapping[str, Any], curves: Curves) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         both=both,
+        heads=HEADS,
         shown=shown,
         best=best,
         drawn=drawn,

@@ -10,7 +10,8 @@ Action = Literal["view", "click", "like", "dislike", "favorite", "share", "comme
 ItemType = Literal["movie", "series", "episode", "video", "product", "article"]
 SourceKind = Literal["sample", "imdb", "movielens", "amazon", "sequences"]
 Rung = Literal["ugt", "cold_start", "retrieval", "popular"]
-Head = Literal["fused", "generative", "dense"]
+Head = Literal["fused", "without_memory", "generative", "dense"]  # rankings of the model; the second is the fused one by the two heads alone
+HEADS: tuple[Head, ...] = get_args(Head)
 DecodingStrategy = Literal["beam", "diverse_beam", "nucleus"]
 
 ACTIONS: tuple[str, ...] = get_args(Action)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ugt.model.config import DecodingConfig, ModelConfig
 from ugt.model.inputs import History, UserVocabulary, build_inputs
 from ugt.model.ugt import UGT
 from ugt.ranking import Candidates, Fusion, dense_candidates, page, proposals
-from ugt.schema import DecodingStrategy, Head, UGTError
+from ugt.schema import HEADS, DecodingStrategy, Head, UGTError
 from ugt.semantic_ids import SemanticIds
 from ugt.strategies import search
 
@@ -212,7 +213,7 @@ def rank_users(
     seed: int = 0,
     batch_size: int = 64,
 ) -> dict[Head, NDArray[np.int64]]:
-    """Ranking of each user by each head: {"fused", "generative", "dense"} -> item indices [U, top_k], -1 where there are fewer.
+    """Ranking of each user by each head of HEADS: item indices [U, top_k], -1 where there are fewer.
 
     `users` are rows of the split that are evaluated; `user_UA` are the codes of those users' attributes (`user_codes`), row for row. `filtered` removes
     the user's seen items except the target before the top is taken. The request is made at the moment of the target event. The generative ranking is in the
@@ -222,9 +223,11 @@ def rank_users(
     decoding = decoding or DecodingConfig()
     memory = memory if fusion.remembers else None
     found = candidates(model, split, users, part, filtered, user_UA, max(top_k, decoding.beam_width), decoding, memory, seed, batch_size)
-    ranked: dict[Head, NDArray[np.int64]] = {head: np.full((len(users), top_k), -1, np.int64) for head in ("fused", "generative", "dense")}
+    ranked: dict[Head, NDArray[np.int64]] = {head: np.full((len(users), top_k), -1, np.int64) for head in HEADS}
     for row, c in enumerate(found):
-        mine: dict[Head, NDArray] = {"fused": pages(c, fusion, top_k, decoding.strategy), "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}
+        fused = pages(c, fusion, top_k, decoding.strategy)
+        alone = pages(c, replace(fusion, followed=0.0, likeness=0.0), top_k, decoding.strategy) if fusion.remembers else fused
+        mine: dict[Head, NDArray] = {"fused": fused, "without_memory": alone, "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}
         for head, items in mine.items():
             ranked[head][row, : len(items)] = items
     return ranked

@@ -150,7 +150,7 @@ def test_an_evaluation_is_honest_and_repeatable(ray_session: None, world: World,
     for row in names["figures"].iter_rows(named=True):
         section = report["heads" if row["head"] in ranking.HEADS else "baselines"][row["head"]]["filtered" if row["filtered"] else "unfiltered"]
         assert (row["recall@10"], row["ndcg@10"]) == pytest.approx((section["recall@10"], section["ndcg@10"]), abs=1e-12)
-    assert names["figures"].height == 19
+    assert names["figures"].height == 21
 
     # the per-user places are those of the lists, and every figure follows from them
     per_user = pl.read_parquet(tmp_path / "first" / "per_user.parquet")
