@@ -74,7 +74,10 @@ class TorchEngine:
                 if name in moments:
                     self.optimizer.state[p] = {key: value.to(p.device) if key in MOMENTS else value.clone() for key, value in moments[name].items()}
         if self.workers > 1:
-            self.module = nn.parallel.DistributedDataParallel(self._objective, find_unused_parameters=True)
+            # buffers are the catalogue's arrays, the same on every worker: sent with each step they cost more than the gradients
+            self.module = nn.parallel.DistributedDataParallel(
+                self._objective, find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
