@@ -22,6 +22,7 @@ from ugt.model.inputs import (
     gap_codes,
     value_codes,
 )
+from ugt.schema import UGTError
 
 DAY = 86400
 
@@ -72,3 +73,8 @@ def test_an_attribute_that_does_not_exist_is_named_with_those_that_do() -> None:
         ModelConfig(event_attributes=("action", "weekday"))
     with pytest.raises(ValidationError, match="user_attributes has no height: there are gender, age, occupation"):
         ModelConfig(user_attributes=("height",))
+
+
+def test_a_user_attribute_whose_field_no_user_has_is_named() -> None:
+    with pytest.raises(UGTError, match=r"no occupation \(occupation\), only gender, age"):
+        UserVocabulary.fit({"gender": ["F"], "age": [30]})

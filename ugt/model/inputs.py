@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ugt.schema import ACTIONS
+from ugt.schema import ACTIONS, UGTError
 
 IntArray = NDArray[np.int64]
 
@@ -171,7 +171,10 @@ class UserVocabulary:
 
     @classmethod
     def fit(cls, people: Mapping[str, Sequence[Any]], attributes: Sequence[str] = tuple(USER_ATTRIBUTES)) -> UserVocabulary:
-        """`people`: each field of the users' records as a column. `attributes`: names in USER_ATTRIBUTES."""
+        """`people`: each field of the users' records as a column. `attributes`: names in USER_ATTRIBUTES. Raises UGTError if a field is no column."""
+        missing = [f"{name} ({USER_ATTRIBUTES[name].field})" for name in attributes if USER_ATTRIBUTES[name].field not in people]
+        if missing:
+            raise UGTError(f"model.user_attributes: users have no {', '.join(missing)}, only {', '.join(people)}. Take it out, or add the field to the table.")
         return cls(values={name: USER_ATTRIBUTES[name].vocabulary(people[USER_ATTRIBUTES[name].field]) for name in attributes})
 
     @property
