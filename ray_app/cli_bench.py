@@ -51,10 +51,11 @@ def bench_train(
     rounds: Annotated[int, typer.Option(help="Turns of each kind.")] = 5,
     json_path: JsonPath = None,
 ) -> None:
-    """Positions trained per second, share of the arithmetic limit, two workers against one; one thread each."""
+    """Positions trained per second, share of the arithmetic limit, two workers against one; one thread each. Without --config: configs/quality.yaml."""
     from ray_app.bench import train as bench
+    from ray_app.jobs import root
 
-    settings = settings_of(config)
+    settings = settings_of(config or root() / "configs" / "quality.yaml")
     writable(json_path, "--json")
     one_thread = settings.training.model_copy(update={"threads": 1})
     report = bench.run(settings.model, one_thread, items=items, mean_length=mean_length, vector_width=vector_width, steps=steps, rounds=rounds)

@@ -32,7 +32,7 @@ from serve.reasons import reason
 from serve.retriever import Candidates, FilterKey
 from serve.versions import VersionSource
 from ugt.api import Recommendation, RecommendRequest, SimilarItems, SimilarRequest
-from ugt.memory import Recall
+from ugt.memory import Memory, Recall
 from ugt.model.inputs import USER_ATTRIBUTES
 from ugt.ranking import NO_ITEMS, Fusion, page, proposals
 from ugt.ranking import Candidates as Proposed
@@ -52,13 +52,24 @@ class Pick:
     source: Rung
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What belongs together of one model version: item indices mean the same in all of it. A request keeps the one it began with."""
+
+    version: str
+    catalogue: Catalogue
+    fusion: Fusion
+    memory: Memory | None
+    events_read: int
+
+
 @dataclass
 class Request:
     """A request with what was read for it."""
 
     body: RecommendRequest
     trace_id: str
-    version: str
+    loaded: Loaded
     user: UserState
     history: list[int]  # item_index, oldest first
     exclude: list[int]
@@ -80,10 +91,8 @@ class Recommender:
         """Load the catalogue of the version named by `user_config`."""
         version = user_config["version"]
         folder = self._source.folder(version)
-        self._catalogue: Catalogue = self._source.catalogue(folder)
-        self._fusion, self._memory = self._source.fusion(folder)
-        self._events_read = max(HISTORY, self._source.max_length(folder))
-        self._version = version
+        catalogue, events_read = self._source.catalogue(folder), max(HISTORY, self._source.max_length(folder))
+        self._loaded = Loaded(version, catalogue, *self._source.fusion(folder), events_read)
         self._metrics.version.set(1, tags={"version": version})
 
     # --- /recommend
@@ -112,24 +121,24 @@ class Recommender:
         return answer
 
     async def _answer(self, body: RecommendRequest, trace_id: str) -> Recommendation:
-        now = time.time()
-        user = await self._features.user_state(body.user_id, now, self._events_read)
+        now, loaded = time.time(), self._loaded
+        user = await self._features.user_state(body.user_id, now, loaded.events_read)
         excluded = user.seen | user.exposed | set(body.exclude)
         request = Request(
             body=body,
             trace_id=trace_id,
-            version=self._version,
+            loaded=loaded,
             user=user,
-            history=self._catalogue.indices(e.item_id for e in user.history),
-            exclude=self._catalogue.indices(excluded),
-            key=self._catalogue.filter_key(body.item_types, body.categories),
+            history=loaded.catalogue.indices(e.item_id for e in user.history),
+            exclude=loaded.catalogue.indices(excluded),
+            key=loaded.catalogue.filter_key(body.item_types, body.categories),
         )
         picks = await self._personal(request) if request.history else []
         if len(picks) < body.size:
             picks += await self._popular(request, excluded, {p.index for p in picks}, body.size - len(picks))
         picks = self._checked(request, picks[: body.size], excluded)
         items = [
-            self._catalogue.card(p.index)
+            loaded.catalogue.card(p.index)
             | {"score": p.score, "position": position, "source": p.source, "reason": self._reason(request, p) if body.explain else None}
             for position, p in enumerate(picks, 1)
         ]
@@ -139,7 +148,7 @@ class Recommender:
             request_id=uuid.uuid4().hex,
             user_id=body.user_id,
             items=items,
-            model_version=request.version,
+            model_version=loaded.version,
             trace_id=trace_id,
             generated_at=datetime.fromtimestamp(now, UTC).isoformat(),
             debug_info=self._debug(request, len(items)),
@@ -151,18 +160,18 @@ class Recommender:
             request, "ugt", self._config.generation_budget_ms, self._generator.generate.remote(self._generation(request))
         )
         if generated is None:
-            call = self._retriever.like.remote(request.version, request.history[-NEIGHBOURS_OF:], request.exclude, request.key, self._config.candidates)
+            call = self._retriever.like.remote(request.loaded.version, request.history[-NEIGHBOURS_OF:], request.exclude, request.key, self._config.candidates)
             near: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
             return [] if near is None else _picks(near.items, near.scores, set())
         request.rungs["ugt"]["decoding"] = generated.strategy
-        recall = self._recall(request) if self._fusion.remembers else None
+        recall = recalled(request)
         proposed = NO_ITEMS if recall is None else proposals(recall)
         ask = np.concatenate([generated.items, proposed])
-        call = self._retriever.search.remote(request.version, generated.user_vector, request.exclude, request.key, self._config.candidates, ask)
+        call = self._retriever.search.remote(request.loaded.version, generated.user_vector, request.exclude, request.key, self._config.candidates, ask)
         found: Candidates | None = await self._rung(request, "retrieval", self._config.fallback_budget_ms, call)
         if found is None:
             return _picks(generated.items, generated.log_probs, set(generated.items.tolist()))
-        items, scores = fused(generated, found, recall, proposed, self._fusion, request.body.size)
+        items, scores = fused(generated, found, recall, proposed, request.loaded.fusion, request.body.size)
         return _picks(items, scores, set(generated.items.tolist()))
 
     async def _rung(self, request: Request, rung: str, budget_ms: int, call: Any) -> Any:
@@ -184,18 +193,12 @@ class Recommender:
                 self._metrics.rung_failures.inc(tags={"rung": rung, "cause": cause})
         return None
 
-    def _recall(self, request: Request) -> Recall:
-        """What memory says to the history, as far as this request may get it."""
-        recall = self._memory.recall(request.history).without(np.asarray(request.exclude, np.int64))
-        allowed_N = self._catalogue.allowed(request.key)
-        return recall if allowed_N is None else recall.without(recall.items_F[~allowed_N[recall.items_F]])
-
     def _generation(self, request: Request) -> Generation:
-        events = [e for e in request.user.history if e.item_id in self._catalogue.index]
+        events = [e for e in request.user.history if e.item_id in request.loaded.catalogue.index]
         profile = request.user.profile
         timestamp = request.body.context.timestamp
         return Generation(
-            version=request.version,
+            version=request.loaded.version,
             items=request.history,
             actions=[ACTION_IDS[e.action] for e in events],
             values=[float("nan") if e.value is None else e.value for e in events],
@@ -219,8 +222,8 @@ class Recommender:
             while len(picks) < count and (page := await self._features.popular(name, offset, POPULAR_PAGE)):
                 offset += len(page)
                 for item_id, events in page:
-                    index = self._catalogue.index.get(item_id)
-                    if index is None or index in taken or item_id in excluded or not self._catalogue.fits(index, types, categories):
+                    index = request.loaded.catalogue.index.get(item_id)
+                    if index is None or index in taken or item_id in excluded or not request.loaded.catalogue.fits(index, types, categories):
                         continue
                     taken.add(index)
                     picks.append(Pick(index, events, "popular"))
@@ -235,15 +238,11 @@ class Recommender:
         """The picks that may be shown. Every rung keeps to the rules by itself; what is stopped here is a fault, counted and logged."""
         types, categories = set(request.key[0]), set(request.key[1])
         legal: list[Pick] = []
+        catalogue = request.loaded.catalogue
         taken: set[int] = set()
         for pick in picks:
-            exists = 0 <= pick.index < len(self._catalogue)
-            if (
-                exists
-                and pick.index not in taken
-                and self._catalogue.item_ids[pick.index] not in excluded
-                and self._catalogue.fits(pick.index, types, categories)
-            ):
+            exists = 0 <= pick.index < len(catalogue)
+            if exists and pick.index not in taken and catalogue.item_ids[pick.index] not in excluded and catalogue.fits(pick.index, types, categories):
                 taken.add(pick.index)
                 legal.append(pick)
             else:
@@ -252,18 +251,19 @@ class Recommender:
         return legal
 
     def _reason(self, request: Request, pick: Pick) -> str:
-        return reason(self._catalogue, pick.index, pick.source, request.history, segment_of(request.user.profile))
+        return reason(request.loaded.catalogue, pick.index, pick.source, request.history, segment_of(request.user.profile))
 
     def _debug(self, request: Request, returned: int) -> dict[str, Any] | None:
         info: dict[str, Any] = {}
         if returned < request.body.size:
-            allowed = self._catalogue.allowed(request.key)
-            passing = len(self._catalogue) if allowed is None else int(allowed.sum())
+            catalogue = request.loaded.catalogue
+            allowed = catalogue.allowed(request.key)
+            passing = len(catalogue) if allowed is None else int(allowed.sum())
             blocked = len(request.exclude) if allowed is None else int(allowed[request.exclude].sum())
             cause = "exhausted" if passing - blocked <= returned else "failed"
             self._metrics.short_pages.inc(tags={"cause": cause})
             info["short_page"] = (
-                f"{returned} of {request.body.size} items: {passing} of {len(self._catalogue)} items pass the filters, {blocked} of them were seen, "
+                f"{returned} of {request.body.size} items: {passing} of {len(catalogue)} items pass the filters, {blocked} of them were seen, "
                 f"excluded or shown within {self._config.exposure_hours:g} h" + ("" if cause == "exhausted" else "; a rung did not answer")
             )
         if request.body.debug:
@@ -281,12 +281,12 @@ class Recommender:
 
     async def similar(self, body: SimilarRequest, trace_id: str) -> SimilarItems | Refusal:
         """Refuses with `unknown-item`, `unknown-space` or `unavailable`."""
-        index = self._catalogue.index.get(body.item_id)
+        loaded = self._loaded
+        index = loaded.catalogue.index.get(body.item_id)
         if index is None:
             return Refusal("unknown-item", f"item_id: there is no item {body.item_id!r}.", {"item_id": body.item_id})
-        version = self._version
         try:
-            call = self._retriever.similar.remote(version, index, body.space, self._catalogue.indices(body.exclude), body.size)
+            call = self._retriever.similar.remote(loaded.version, index, body.space, loaded.catalogue.indices(body.exclude), body.size)
             found: Candidates | None = await within(call, 5.0)
         except Exception as error:
             self._log.error("retriever does not answer", trace_id=trace_id, error=repr(error)[:500])
@@ -294,11 +294,11 @@ class Recommender:
         if found is None:
             return Refusal("unknown-space", f"space: this model was made without {body.space} vectors.")
         items = [
-            self._catalogue.card(p.index) | {"score": p.score, "position": position, "source": p.source}
+            loaded.catalogue.card(p.index) | {"score": p.score, "position": position, "source": p.source}
             for position, p in enumerate(_picks(found.items, found.scores, set()), 1)
         ]
         generated_at = datetime.now(UTC).isoformat()
-        return SimilarItems(item_id=body.item_id, space=body.space, items=items, model_version=version, trace_id=trace_id, generated_at=generated_at)
+        return SimilarItems(item_id=body.item_id, space=body.space, items=items, model_version=loaded.version, trace_id=trace_id, generated_at=generated_at)
 
     async def status(self) -> tuple[str, dict[str, str | None]]:
         """The version, and each dependency by name: None if it is well, else what is wrong.
@@ -308,13 +308,26 @@ class Recommender:
         calls = (self._generator.status.remote(), self._retriever.status.remote(), self._features.ping())
         generator, retriever, store = await asyncio.gather(*(within(c, 3.0) for c in calls), return_exceptions=True)
         version, milvus = retriever if isinstance(retriever, tuple) else ("", None)
-        return self._version, {
-            "model": None if generator == version == self._version else f"versions differ: {self._version}, generator {generator!r}, retriever {version!r}",
+        ours = self._loaded.version
+        return ours, {
+            "model": None if generator == version == ours else f"versions differ: {ours}, generator {generator!r}, retriever {version!r}",
             "generator": _wrong(generator),
             "retriever": _wrong(retriever),
             "milvus": milvus if isinstance(retriever, tuple) else "the retriever does not answer",
             "redis": _wrong(store),
         }
+
+
+def recalled(request: Request) -> Recall | None:
+    """What memory says to the history, as far as this request may get it; None where the version has no use for a memory."""
+    catalogue, memory = request.loaded.catalogue, request.loaded.memory
+    if memory is None:
+        return None
+    recall = memory.recall(request.history).without(np.asarray(request.exclude, np.int64))
+    types, categories = set(request.key[0]), set(request.key[1])
+    if not types and not categories:
+        return recall
+    return recall.without(np.array([i for i in recall.items_F.tolist() if not catalogue.fits(i, types, categories)], np.int64))
 
 
 def fused(generated: Generated, found: Candidates, recall: Recall | None, proposed: np.ndarray, fusion: Fusion, size: int) -> tuple[np.ndarray, np.ndarray]:

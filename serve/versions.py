@@ -43,9 +43,10 @@ class VersionSource:
     def catalogue(self, folder: Path) -> Catalogue:
         return Catalogue.load(folder, self.resolved().sql_url)
 
-    def fusion(self, folder: Path) -> tuple[Fusion, Memory]:
-        """How this version makes one ranking, chosen on validation and kept in its card, and the memory it needs for it."""
-        return Fusion(**json.loads((folder / CARD).read_text())["fusion"]), Memory.load(folder)
+    def fusion(self, folder: Path) -> tuple[Fusion, Memory | None]:
+        """How this version makes one ranking, chosen on validation and kept in its card, and the memory if it needs one for it."""
+        fusion = Fusion(**json.loads((folder / CARD).read_text())["fusion"])
+        return fusion, Memory.load(folder) if fusion.remembers else None
 
     def max_length(self, folder: Path) -> int:
         """How many events of a history this version reads."""

@@ -68,13 +68,18 @@ class Decoder:
         torch.set_num_threads(1)  # the actors are the parallelism
         return load_checkpoint(*self.folders)
 
+    @cached_property
+    def how(self) -> Any:
+        from ugt.scoring import load_ranking
+
+        return load_ranking(self.folders[0])
+
     def rank(self, decoding: DecodingConfig, block_U: np.ndarray) -> dict[Head, np.ndarray]:
         """Item indices [U, K] by each head."""
-        from ugt.scoring import load_fusion, rank_users
+        from ugt.scoring import rank_users
 
         asked, codes_UA = self.rows_U[block_U], self.codes_UA[block_U]
-        fusion, memory = load_fusion(self.folders[0])
-        return rank_users(self.model, self.split, asked, "validation", True, codes_UA, K, decoding, fusion, memory, self.seed)
+        return rank_users(self.model, self.split, asked, "validation", True, codes_UA, K, decoding, self.how, self.seed)
 
 
 def run(
@@ -167,7 +172,7 @@ def _protocol(users: int, config: CurvesConfig, decoding: DecodingConfig) -> dic
         "filtered": True,
         "beam_width": decoding.beam_width,
         "curves": "the generative head's list, in the order of the strategy",
-        "fused": "the served page: of the beam, the best of what both heads propose; of another strategy, what it generated, ordered by both heads",
+        "fused": "the served page: of the beam, the best of what both heads and memory propose; of another strategy, what it generated, ordered by all of them",
         "minus_beam": f"95%, paired percentile bootstrap over users, {BOOTSTRAP} resamples",
         "seed": config.seed,
     }

@@ -1,7 +1,7 @@
 """Evaluation on held-out events: UGT's heads beside the baselines and the oracle, over the whole catalogue; figures, intervals, slices, report.
 
 Choices: everybody answers from the same history and is ranked by the same rule (`train/ranking.py`); each ranking exists filtered (seen items removed, the
-target never) and unfiltered, because publications differ in this. Nothing is chosen here: the fusion weight comes with the checkpoint and the
+target never) and unfiltered, because publications differ in this. Nothing is chosen here: the weights of the fusion come with the checkpoint and the
 baselines' settings with theirs, both from validation.
 
 Shapes: U users, K places of a ranking (-1 where there are fewer), N items, M columns of per-user values, S resamples.
@@ -66,7 +66,7 @@ def run(
     `actors` as in `rank_all`: None needs a running Ray, 0 needs none. Raises UGTError if nobody can be evaluated, if checkpoint or baselines are
     of another catalogue, or if the truth names none of its items.
     """
-    from ugt.scoring import load_fusion, read_card, user_codes
+    from ugt.scoring import read_card, user_codes
 
     split = history.apply(history_files.load(histories_dir))
     rows_U = split.users("test")
@@ -107,7 +107,7 @@ def run(
     headline = {MODEL: figures["fused", True]} | {name: figures[name, True] for name in beside}
     length_U, count_U = split.test_at[rows_U], fitted.popularity_N[work.target_U]
     report = {
-        "protocol": _protocol(work, history, item_ids, config, decoding, load_fusion(checkpoint_dir)[0], fitted.card, int(known_U.sum())),
+        "protocol": _protocol(work, history, item_ids, config, decoding, read_card(checkpoint_dir)["fusion"], fitted.card, int(known_U.sum())),
         "metrics": headline,
         "heads": {head: _both(figures, head) for head in HEADS},
         "baselines": {name: _both(figures, name) for name in beside},
@@ -262,7 +262,7 @@ def _protocol(
     item_ids: Sequence[str],
     config: EvaluationConfig,
     decoding: DecodingConfig,
-    fusion: Any,
+    fusion: dict[str, Any],
     card: Mapping[str, Any],
     oracle_users: int,
 ) -> dict[str, Any]:
@@ -274,7 +274,8 @@ def _protocol(
         "split": SPLITS[history.split],
         "split_settings": history.model_dump(mode="json"),
         "tie_rule_events": "events of a user in the order of (timestamp, place in the source file)",
-        "ranking": "the whole catalogue; dense head and baselines score every item, the generative head gives its beam, fused is the union of both heads' best",
+        "ranking": "the whole catalogue; dense head and baselines score every item, the generative head gives its beam, "
+        "fused is the best of what both heads and memory propose, without_memory of what the heads do",
         "tie_rule_rankings": "higher score first, then lower item index (items in ascending order of id)",
         "filter_rule": "filtered: items of the user's history are removed before the top is taken, except the target",
         "users": len(split.histories),
@@ -287,7 +288,7 @@ def _protocol(
         "top_k": config.top_k,
         "beam_width": decoding.beam_width,
         "decoding": decoding.model_dump(mode="json"),
-        "fusion": vars(fusion) | {"chosen_on": "validation"},
+        "fusion": fusion | {"chosen_on": "validation"},
         "knn_neighbours": card["knn_neighbours"],
         "baseline_settings": {name: {k: v for k, v in chosen.items() if k != "tried"} for name, chosen in card["chosen"].items()},
         "intervals": f"95%, percentile bootstrap over users, {config.bootstrap_samples} resamples, paired",

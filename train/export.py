@@ -54,7 +54,8 @@ def run(
     model, about = load_checkpoint(checkpoint_dir, semantic_ids_dir), read_card(checkpoint_dir)
     write_model(model, out_dir, config.precision)
     _write_items(model, Path(etl_dir), out_dir / runtime.ITEM_TABLE)
-    shutil.copyfile(Path(checkpoint_dir) / memory.FILE, out_dir / memory.FILE)
+    if (Path(checkpoint_dir) / memory.FILE).is_file():
+        shutil.copyfile(Path(checkpoint_dir) / memory.FILE, out_dir / memory.FILE)
     (out_dir / warm_start.FOLDER).mkdir(exist_ok=True)  # the weights, for a later `ugt train ugt --from`; their item vectors are above
     for name in (WEIGHTS, CARD, warm_start.TABLE, warm_start.CODEBOOKS):
         if (Path(checkpoint_dir) / name).is_file():

@@ -24,17 +24,17 @@ from ugt.evaluation import EvaluationConfig
 from ugt.features import Vocabulary, encode_features, rows_of
 from ugt.fusion import Fusion as Autoencoder
 from ugt.histories import Histories, HistoryConfig, Part, Split
-from ugt.insertion import Near, grow
-from ugt.memory import Memory, transition_counts
+from ugt.insertion import Near, grow, unit_rows
+from ugt.memory import transition_counts
 from ugt.model.config import DecodingConfig
 from ugt.model.inputs import History, build_inputs
 from ugt.model.ugt import UGT
 from ugt.new_items import Gate, Signals, evidence, inherited_transitions, with_slot
 from ugt.new_vectors import NewVectors
 from ugt.quantizer import Codebooks
-from ugt.ranking import Fusion, fuse
+from ugt.ranking import fuse
 from ugt.schema import UGTError
-from ugt.scoring import candidates, load_checkpoint, load_fusion, tensors, user_codes
+from ugt.scoring import Ranking, candidates, load_checkpoint, load_ranking, tensors, user_codes
 from ugt.semantic_ids import SemanticIdConfig, SemanticIds
 from ugt.text import Encoder, TextConfig, item_texts
 
@@ -80,7 +80,7 @@ def run(
     if history.split != "leave_one_out":
         raise UGTError("new items are measured with leave-one-out: a time split moves when events are held out. Set histories.split to leave_one_out.")
     old_ids = SemanticIds.load(semantic_ids_dir)
-    model, (fusion, memory) = load_checkpoint(checkpoint_dir, semantic_ids_dir), load_fusion(checkpoint_dir)
+    model, how = load_checkpoint(checkpoint_dir, semantic_ids_dir), load_ranking(checkpoint_dir)
     vectors = NewVectors.load(semantic_ids, semantic_ids_dir, word2vec_dir, text_dir, fusion_dir)
     contents = _contents(etl_dir, len(old_ids), features_dir, fusion_dir, text if text_dir is not None else None)
     vector_MV, near = vectors.of(*contents)
@@ -89,7 +89,7 @@ def run(
     larger = grow(model, ids, vector_MV, near, free_share(model))
     split, reduced = whole_split(etl_dir, history), history.apply(history_files.load(histories_dir))
     users_U = users_of(split, reduced)
-    bench = _Bench(model, larger, fusion, memory, decoding, split, etl_dir / "users", _signals(larger, vectors, contents, near, reduced))
+    bench = _Bench(model, larger, how, decoding, split, etl_dir / "users", _signals(larger, vectors, contents, near, reduced))
 
     validation = bench.look(users_U, "validation")
     is_old_U = validation.target_U < bench.old
@@ -171,11 +171,6 @@ def _signals(larger: UGT, vectors: NewVectors, contents: tuple[np.ndarray | None
     return Signals(content_IC, company_IW, inherited_transitions(counts_NN + BACKWARD * counts_NN.T, near), item_ID, near)
 
 
-def unit_rows(x_NC: np.ndarray) -> np.ndarray:
-    norm_N1 = np.linalg.norm(x_NC, axis=1, keepdims=True)
-    return (x_NC / np.where(norm_N1 > 0, norm_N1, 1)).astype(np.float32)
-
-
 class _Bench:
     """The models and signals, and a look at a part of the split; the mix is fitted by the first look, which must be at validation."""
 
@@ -183,15 +178,14 @@ class _Bench:
         self,
         model: UGT,
         larger: UGT,
-        fusion: Fusion,
-        memory: Memory,
+        how: Ranking,
         decoding: DecodingConfig,
         split: Split,
         users_dir: Path,
         signals: Signals,
     ):
         self.model, self.larger, self.decoding, self.split, self.signals = model, larger, decoding, split, signals
-        self.fusion, self.memory = fusion, memory
+        self.fusion, self.memory = how.fusion, how.memory
         self.old, self.codes_UA = len(model.semantic_ids), user_codes(users_dir, split.histories.user_ids, model.vocabulary)
         self._mix: ConditionalLogit | None = None
 

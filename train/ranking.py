@@ -80,17 +80,23 @@ class Scorer:
         torch.set_num_threads(1)  # the actors are the parallelism
         return load_checkpoint(self.sources.checkpoint_dir, self.sources.semantic_ids_dir)
 
+    @cached_property
+    def how(self) -> Any:
+        from ugt.scoring import load_ranking
+
+        return load_ranking(self.sources.checkpoint_dir)
+
     def rank(self, workload: str, block_U: np.ndarray) -> Rankings:
         """Rankings for a block, by every head and baseline under each rule: `block_U` are places in the workload's rows."""
-        from ugt.scoring import load_fusion, rank_users
+        from ugt.scoring import rank_users
 
         work, sources = self.workloads[workload], self.sources
         rows_U, codes_UA = work.rows_U[block_U], work.codes_UA[block_U]
-        n_items, (fusion, memory) = len(self.model.semantic_ids), load_fusion(sources.checkpoint_dir)
+        n_items = len(self.model.semantic_ids)
         ranked: Rankings = {}
         for filtered in work.rules:
-            how = (sources.top_k, sources.decoding, fusion, memory, sources.seed)
-            heads = rank_users(self.model, work.split, rows_U, "test", filtered, codes_UA, *how)
+            asked = (sources.top_k, sources.decoding, self.how, sources.seed)
+            heads = rank_users(self.model, work.split, rows_U, "test", filtered, codes_UA, *asked)
             ranked |= {(head, filtered): items_UK for head, items_UK in heads.items()}
         seen = histories_before(work.split, rows_U, "test")
         blocked_UN = blocked_items(seen, n_items, work.split.targets(rows_U, "test"))

@@ -30,9 +30,9 @@ from ugt.memory import Memory
 from ugt.model.config import DecodingConfig, ModelConfig, StageConfig, TrainingConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.model.ugt import UGT
-from ugt.ranking import Candidates, Fusion, choose, ndcg
+from ugt.ranking import Candidates, choose, ndcg
 from ugt.schema import UGTError
-from ugt.scoring import candidates, load_checkpoint, new_model, save_checkpoint, tensors, user_codes
+from ugt.scoring import Ranking, candidates, load_checkpoint, new_model, save_checkpoint, tensors, user_codes
 from ugt.semantic_ids import content_vectors
 
 FAILURE, RESULT = "failure.txt", "result"
@@ -51,7 +51,8 @@ def run(
     work_dir: Path,
     history: HistoryConfig = HistoryConfig(),
 ) -> dict[str, Any]:
-    """Train stage 1, 2 or 3 on `training.workers` Ray workers; write `model.safetensors`, `model.json` and `curve.jsonl` into `out_dir`.
+    """Train stage 1, 2 or 3 on `training.workers` Ray workers; write `model.safetensors`, `model.json`, `curve.jsonl` and, if
+    validation gave it a weight, `memory.npz` into `out_dir`.
 
     `init_dir` is the checkpoint the stage starts from: required by stages 2 and 3, a warm start for stage 1. `history` says what is held out. Returns
     the stage's figures. Raises UGTError for a checkpoint of another catalogue and for a loss that isn't finite.
@@ -78,8 +79,10 @@ def run(
         raise UGTError((work_dir / FAILURE).read_text())
     figures: dict[str, Any] = json.loads((work_dir / RESULT / "figures.json").read_text())
     out_dir.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "model.json", "curve.jsonl", warm_start.VECTORS, MEMORY):
+    for name in ("model.safetensors", "model.json", "curve.jsonl", warm_start.VECTORS):
         shutil.copyfile(work_dir / RESULT / name, out_dir / name)
+    if (work_dir / RESULT / MEMORY).is_file():
+        shutil.copyfile(work_dir / RESULT / MEMORY, out_dir / MEMORY)
     for name in (warm_start.TABLE, warm_start.CODEBOOKS):  # what a later warm start has to know of the catalogue
         if (Path(semantic_ids_dir) / name).is_file():
             shutil.copyfile(Path(semantic_ids_dir) / name, out_dir / name)
@@ -126,6 +129,7 @@ def train_stage(
         group_G = torch.zeros(model.items.k1 * model.items.k2, dtype=torch.int64).index_add(0, model.items.group_N, counts_N)
         model.level_heads.start_from_counts(group_G)
     model.to(device)
+    memory = fitted_memory(split, Path(task["semantic_ids_dir"])) if rank == 0 else None  # before the plan: its time is part of the budget
     plan = Plan(
         name=f"stage{number}",
         epochs=stage.epochs,
@@ -147,7 +151,6 @@ def train_stage(
     )
     objective = StageObjective(model, stage, training, counts_N).to(device)
     users = _validation_users(split, training)
-    memory = Memory.fit(*split.train_events(), content_vectors(Path(task["semantic_ids_dir"])))
     judge = partial(candidates, split=split, users=users, part="validation", filtered=True, user_UA=user_UA[users], count=50, memory=memory)
     targets = split.targets(users, "validation")
     validate = partial(_validation, judge=judge, targets=targets, beam_width=training.validation_beam) if len(users) else None
@@ -155,8 +158,11 @@ def train_stage(
     if rank == 0:
         model.cpu()
         model.settle_unread(windows.codes_read())
-        fusion = choose(judge(model, decoding=DecodingConfig()), targets)[0] if len(users) else Fusion()  # with the beam that is served
-        _write(model, progress, number, (fusion, memory), len(users), training, work_dir / RESULT, time.monotonic() - begun, carried)
+        how = Ranking()
+        if len(users):
+            fusion, _, alone = choose(judge(model, decoding=DecodingConfig()), targets)  # with the beam that is served
+            how = Ranking(fusion, alone, memory if fusion.remembers else None)
+        _write(model, progress, number, how, len(users), training, work_dir / RESULT, time.monotonic() - begun, carried)
 
 
 def _start(task: dict[str, Any], config: ModelConfig) -> tuple[UGT, dict[str, Any]]:
@@ -175,6 +181,11 @@ def _start(task: dict[str, Any], config: ModelConfig) -> tuple[UGT, dict[str, An
             f"the checkpoint in {task['init_dir']} was trained with other settings of model: {', '.join(changed)}. Train from stage 1, or set them back."
         )
     return model, {}
+
+
+def fitted_memory(split: history_files.Split, semantic_ids_dir: Path) -> Memory:
+    """What the training part of the histories says, and the content vectors of the items."""
+    return Memory.fit(*split.train_events(), content_vectors(semantic_ids_dir))
 
 
 def _steps(windows: TrainingWindows, rank: int, workers: int, accumulation: int, epoch: int) -> Sequence[Callable[[], Step]]:
@@ -200,7 +211,7 @@ def _validation(model: torch.nn.Module, judge: Callable[..., list[Candidates]], 
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).cpu()
     found = judge(model, decoding=DecodingConfig(beam_width=beam_width))
-    fusion, fused = choose(found, targets)
+    fusion, fused, _ = choose(found, targets)
     generative = np.mean([ndcg(c.items[:10], t) for c, t in zip(found, targets, strict=True)])
     dense = np.mean([ndcg(c.dense_items[:10], t) for c, t in zip(found, targets, strict=True)])
     return {
@@ -217,7 +228,7 @@ def _write(
     model: UGT,
     progress: Progress,
     stage: int,
-    ranking: tuple[Fusion, Memory],
+    how: Ranking,
     validation_users: int,
     training: TrainingConfig,
     folder: Path,
@@ -226,6 +237,7 @@ def _write(
 ) -> None:
     """Checkpoint, curve and figures of a finished stage."""
     validated = [row["validation"]["score"] for row in progress.curve if "validation" in row]
+    (folder / MEMORY).unlink(missing_ok=True)  # of an earlier run
     figures = {
         "stage": stage,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -236,9 +248,9 @@ def _write(
         "validation_users": validation_users,
         "validation_ndcg@10": max(validated, default=None),
         "validation_ndcg@10_at_start": validated[0] if validated else None,
-        "fusion": vars(ranking[0]),
+        "fusion": vars(how.fusion),
     } | ({"warm_start": carried} if carried else {})
-    save_checkpoint(model, folder, *ranking, stage=stage, figures=figures, training=training.model_dump(mode="json"))
+    save_checkpoint(model, folder, how, stage=stage, figures=figures, training=training.model_dump(mode="json"))
     with torch.inference_mode():
         np.save(folder / warm_start.VECTORS, model.tables().item_ID[1:].numpy())
     write_text(folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in progress.curve))

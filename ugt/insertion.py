@@ -62,11 +62,11 @@ class Neighbours:
         views = np.asarray(views_N, np.float32)
         # where nobody saw anything all count alike
         trust_N = views / (views + shrinkage) if views.any() else np.ones(len(views), np.float32)
-        return cls(mean_C, _unit(np.asarray(content_NC, np.float32) - mean_C), trust_N)
+        return cls(mean_C, unit_rows(np.asarray(content_NC, np.float32) - mean_C), trust_N)
 
     def of(self, content_MC: NDArray, without: NDArray | None = None, count: int = NEIGHBOURS) -> Near:
         """Neighbours of given content vectors; `without` [M] names an item of the catalogue that must not be its own neighbour. O(M N C)."""
-        x_MC = _unit(np.asarray(content_MC, np.float32) - self.mean_C)
+        x_MC = unit_rows(np.asarray(content_MC, np.float32) - self.mean_C)
         count = min(count, len(self.content_NC) - (without is not None))
         found = [self._block(x_MC[i : i + BLOCK], None if without is None else without[i : i + BLOCK], count) for i in range(0, len(x_MC), BLOCK)]
         if not found:
@@ -186,6 +186,7 @@ def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     return tensor.detach().cpu().numpy()
 
 
-def _unit(x_NC: NDArray) -> NDArray[np.float32]:
+def unit_rows(x_NC: NDArray) -> NDArray[np.float32]:
+    """Each row by its length; a row of zeros stays one."""
     norm_N1 = np.linalg.norm(x_NC, axis=1, keepdims=True)
     return (x_NC / np.where(norm_N1 > 0, norm_N1, 1)).astype(np.float32)

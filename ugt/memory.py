@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ugt.insertion import unit_rows
 from ugt.schema import UGTError
 
 FILE = "memory.npz"  # of a checkpoint and of an exported version
@@ -62,9 +63,7 @@ class Memory:
         order_P = np.lexsort((counts.indices, -counts.data, row_P))
         kept_P = order_P[np.arange(len(row_P)) - counts.indptr[row_P] < row]
         start_N = np.concatenate([[0], np.cumsum(np.minimum(np.diff(counts.indptr), row))]).astype(np.int64)
-        content_NC = content_NC - content_NC.mean(0)
-        norm_N1 = np.linalg.norm(content_NC, axis=1, keepdims=True)
-        unit_NC = (content_NC / np.where(norm_N1 > 0, norm_N1, 1)).astype(np.float16)
+        unit_NC = unit_rows(content_NC - content_NC.mean(0)).astype(np.float16)
         return cls(start_N, counts.indices[kept_P].astype(np.int32), counts.data[kept_P].astype(np.float32), unit_NC)
 
     @classmethod
@@ -99,8 +98,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Recall:
-    """What a memory says to one history. Of the history's own items it says nothing: whether a thing is taken again is the model's to say
-    (`ugt.model.repeats`)."""
+    """What a memory says to one history. What is in the history already counts as never followed and like nothing: where things are taken again that speaks
+    against them, and validation gives memory no weight if it hurts; how often that happens is the model's to learn (`ugt.model.repeats`)."""
 
     memory: Memory
     history: NDArray[np.int64]

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ugt.insertion import Near
+from ugt.memory import RECENCY_NEAREST
 
 SIGNALS = ("dense", "inherited", "content_nearest", "content_mean", "cooccurrence", "transitions")
 PENALTY = 0.01  # of the squared weights of a chance
-RECENCY, RECENCY_NEAREST = 0.8, 0.9  # weight of an event against the one after it: in a mean, and where the nearest event counts
+RECENCY = 0.8  # weight of an event against the one after it, in a mean
 RARE = 1e-3  # added to inherited transitions before the logarithm: what a pair never seen counts
 
 

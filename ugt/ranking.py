@@ -97,7 +97,7 @@ def proposals(recall: Recall, k: int = PROPOSED) -> Ints:
 
 
 def fuse(given: Candidates, fusion: Fusion, k: int) -> tuple[Ints, Floats]:
-    """The k best of the union of all candidates: (items, fused scores). Where one head proposes nothing the other's order stands."""
+    """The k best of the union of all candidates: (items, fused scores). Where one head proposes nothing the other speaks for both."""
     dense_items = given.dense_items if len(given.dense_items) else given.items
     if fusion.method == "reciprocal_rank" and len(given.items):
         items = np.union1d(given.items, dense_items)
@@ -125,8 +125,16 @@ def page(strategy: DecodingStrategy, given: Candidates, fusion: Fusion, k: int) 
     return items[kept], scores[kept]
 
 
-def choose(found: Sequence[Candidates], targets: NDArray) -> tuple[Fusion, float]:
-    """The mix with the best NDCG@10 over validation users, and that NDCG; of equals the simplest.
+class Choice(NamedTuple):
+    """What validation says: the mix with the best NDCG@10, that NDCG, and the best mix of the heads alone."""
+
+    fusion: Fusion
+    ndcg: float
+    without_memory: Fusion
+
+
+def choose(found: Sequence[Candidates], targets: NDArray) -> Choice:
+    """The mix with the best NDCG@10 over validation users; of equals the simplest.
 
     Tried are shares of the two heads, reciprocal rank, and, where there is a memory, the mix under which the targets among the candidates are most probable.
     """
@@ -136,8 +144,8 @@ def choose(found: Sequence[Candidates], targets: NDArray) -> tuple[Fusion, float
     for given, every, target in zip(found, unions, targets, strict=True):
         gain_O += _gains(given, every, int(target), options)
     gain_O /= max(1, len(found))
-    chosen = int(np.argmax(gain_O))
-    return options[chosen], float(gain_O[chosen])
+    chosen, alone = int(np.argmax(gain_O)), int(np.argmax([-1.0 if o.remembers else g for o, g in zip(options, gain_O, strict=True)]))
+    return Choice(options[chosen], float(gain_O[chosen]), options[alone])
 
 
 def ndcg(ranking: NDArray, target: int) -> float:

@@ -12,9 +12,8 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +34,16 @@ from ugt.semantic_ids import SemanticIds
 from ugt.strategies import search
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-FORMAT = 3  # 2: repeat bias, attributes by name; 3: a memory beside the weights
+FORMAT, READABLE = 3, (2, 3)  # 2: repeat bias, attributes by name; 3: a memory beside the weights, which may be missing
 PAGE = 10  # of the fused list by another strategy than the beam: the cut-off of the headline
+
+
+class Ranking(NamedTuple):
+    """How a checkpoint makes one ranking: chosen on validation and kept with it."""
+
+    fusion: Fusion = Fusion()
+    without_memory: Fusion = Fusion()  # the best of the heads alone
+    memory: Memory | None = None  # where `fusion` remembers
 
 
 def catalogue_hash(semantic_ids: SemanticIds) -> str:
@@ -57,12 +64,13 @@ def new_model(config: ModelConfig, semantic_ids_dir: Path, vocabulary: UserVocab
     return UGT(config, SemanticIds.load(semantic_ids_dir), np.load(semantic_ids_dir / "item_vectors.npy"), vocabulary, estimated_NV)
 
 
-def save_checkpoint(model: UGT, folder: Path, fusion: Fusion, memory: Memory, **card: Any) -> None:
-    """`model.safetensors`, `memory.npz` and `model.json` (sizes, config, vocabulary, catalogue hash, fusion, and what is given), the first and the last
-    written aside and renamed: a folder with a card is whole."""
+def save_checkpoint(model: UGT, folder: Path, how: Ranking, **card: Any) -> None:
+    """`model.safetensors`, `memory.npz` (if it is used) and `model.json` (sizes, config, vocabulary, catalogue hash, fusion, and what is given), the first and
+    the last written aside and renamed: a folder with a card is whole."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    memory.save(folder)
+    if how.memory is not None:
+        how.memory.save(folder)
     aside = folder / f"{WEIGHTS}.{os.getpid()}.tmp"
     save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, aside)
     os.replace(aside, folder / WEIGHTS)
@@ -74,7 +82,8 @@ def save_checkpoint(model: UGT, folder: Path, fusion: Fusion, memory: Memory, **
         "items": len(model.semantic_ids),
         "codes": [model.items.k1, model.items.k2, model.items.k3],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "fusion": vars(fusion),
+        "fusion": vars(how.fusion),
+        "without_memory": vars(how.without_memory),
     }
     write_text(folder / CARD, json.dumps(about | card, indent=1))
 
@@ -86,8 +95,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         card = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UGTError(f"no checkpoint in {folder} ({CARD} is missing). Run `ugt train ugt` first.") from error
-    if card.get("format") != FORMAT:
-        raise UGTError(f"{path} has format {card.get('format')}, this version reads {FORMAT}. Train again with `ugt train ugt`.")
+    if card.get("format") not in READABLE:
+        raise UGTError(f"{path} has format {card.get('format')}, this version reads {' and '.join(map(str, READABLE))}. Train again with `ugt train ugt`.")
     return card
 
 
@@ -105,9 +114,11 @@ def load_checkpoint(folder: Path, semantic_ids_dir: Path) -> UGT:
     return model.eval()
 
 
-def load_fusion(folder: Path) -> tuple[Fusion, Memory]:
-    """How a checkpoint makes one ranking, and the memory of its training."""
-    return Fusion(**read_card(folder)["fusion"]), Memory.load(folder)
+def load_ranking(folder: Path) -> Ranking:
+    """Raises UGTError if there is no checkpoint, or if the memory that it ranks with is missing."""
+    card = read_card(folder)
+    fusion = Fusion(**card["fusion"])
+    return Ranking(fusion, Fusion(**card.get("without_memory", card["fusion"])), Memory.load(folder) if fusion.remembers else None)
 
 
 def user_codes(users_dir: Path, user_ids: Sequence[str], vocabulary: UserVocabulary) -> NDArray[np.int64]:
@@ -191,7 +202,7 @@ def candidates(
 
             given = Candidates(items, log_probs, logits(items), *dense_candidates(user_D, item_ND, count, forbidden[row], read, repeat))
             if memory is not None:
-                recall = memory.recall(batch[i].items).without(forbidden[row])
+                recall = memory.recall(batch[i].items)
                 proposed = proposals(recall)
                 given = given._replace(recall=recall, proposed=proposed, dense_of_proposed=logits(proposed))
             found[int(row)] = given
@@ -208,8 +219,7 @@ def rank_users(
     user_UA: NDArray,
     top_k: int = 50,
     decoding: DecodingConfig | None = None,
-    fusion: Fusion | None = None,
-    memory: Memory | None = None,
+    how: Ranking = Ranking(),
     seed: int = 0,
     batch_size: int = 64,
 ) -> dict[Head, NDArray[np.int64]]:
@@ -217,16 +227,13 @@ def rank_users(
 
     `users` are rows of the split that are evaluated; `user_UA` are the codes of those users' attributes (`user_codes`), row for row. `filtered` removes
     the user's seen items except the target before the top is taken. The request is made at the moment of the target event. The generative ranking is in the
-    order of the decoding strategy; `seed` is of nucleus sampling. `fusion` and `memory` are those of the checkpoint (`load_fusion`).
+    order of the decoding strategy; `seed` is of nucleus sampling. `how` is the checkpoint's (`load_ranking`).
     """
-    fusion = fusion or Fusion()
     decoding = decoding or DecodingConfig()
-    memory = memory if fusion.remembers else None
-    found = candidates(model, split, users, part, filtered, user_UA, max(top_k, decoding.beam_width), decoding, memory, seed, batch_size)
+    found = candidates(model, split, users, part, filtered, user_UA, max(top_k, decoding.beam_width), decoding, how.memory, seed, batch_size)
     ranked: dict[Head, NDArray[np.int64]] = {head: np.full((len(users), top_k), -1, np.int64) for head in HEADS}
     for row, c in enumerate(found):
-        fused = pages(c, fusion, top_k, decoding.strategy)
-        alone = pages(c, replace(fusion, followed=0.0, likeness=0.0), top_k, decoding.strategy) if fusion.remembers else fused
+        fused, alone = (pages(c, fusion, top_k, decoding.strategy) for fusion in (how.fusion, how.without_memory))
         mine: dict[Head, NDArray] = {"fused": fused, "without_memory": alone, "generative": c.items[:top_k], "dense": c.dense_items[:top_k]}
         for head, items in mine.items():
             ranked[head][row, : len(items)] = items

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 FILE = "semantic_ids.parquet"
 CONTENT = "content_vectors.npy"  # beside it: the parts of an item's vector that say what it is, not who took it; [N, 0] where there are none
-WIDEST_SECOND = 128  # codes of L2: a beam reads all of them under each L1 it kept, of the first level only one row (benchmarks/results.md, a million items)
+WIDE_SECOND = 128  # codes of L2: a beam reads all of them under each L1 it kept, of the first level only one row (benchmarks/results.md, a million items)
+MOST_FIRST = 4096  # codes of L1: training makes logits of all of them at every position
 
 
 class SemanticIdConfig(Config):
@@ -72,15 +73,19 @@ def content_vectors(folder: Path) -> np.ndarray:
 
 
 def code_sizes(items: int, config: SemanticIdConfig) -> tuple[int, int, int]:
-    """(K1, K2, K3) for a catalogue: powers of two that make the mean group about four items, K1 = K2 up to WIDEST_SECOND, from there K1 alone grows; K3 is
-    four times the mean group.
+    """(K1, K2, K3) for a catalogue: powers of two that make the mean group about four items, K1 = K2 up to WIDE_SECOND, from there K1 grows alone up to
+    MOST_FIRST, then K2 again; K3 is four times the mean group.
 
-    4,000 items: 32 x 32 x 16; 12,101: 64 x 64 x 16; 1,000,000: 2048 x 128 x 16. Sizes set in the config are taken as they are.
-    Raises UGTError if the sizes can't hold the items.
+    4,000 items: 32 x 32 x 16; 12,101: 64 x 64 x 16; 1,000,000: 2048 x 128 x 16. Sizes set in the config are taken as they are, and where only one of K1 and
+    K2 is set the other follows from it. Raises UGTError if the sizes can't hold the items.
     """
-    k = _power_of_two(math.sqrt(items / 4))
-    k1 = config.l1 or (k if k <= WIDEST_SECOND else _power_of_two(items / 4 / WIDEST_SECOND))
-    k2 = config.l2 or min(k, WIDEST_SECOND)
+    groups = max(1.0, items / 4)
+    k1, k2 = config.l1, config.l2
+    if k1 is None and k2 is None and (both := _power_of_two(math.sqrt(groups))) > WIDE_SECOND:
+        k1 = min(MOST_FIRST, _power_of_two(groups / WIDE_SECOND))
+    elif k1 is None:
+        k1 = _power_of_two(groups / k2) if k2 else both
+    k2 = k2 or _power_of_two(groups / k1)
     k3 = config.l3 or max(8, 2 ** math.ceil(math.log2(4 * items / (k1 * k2))))
     if k1 * k2 * k3 < items:
         raise UGTError(f"semantic_ids: {k1} x {k2} x {k3} codes can't name {items:,} items. Raise semantic_ids.l1, l2 or l3, or leave them unset.")

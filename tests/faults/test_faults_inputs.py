@@ -12,7 +12,7 @@ import pytest
 
 from data.feature_store import _user_rows
 from serve.generator import Generated
-from serve.recommender import HISTORY, Recommender, Request, fused
+from serve.recommender import HISTORY, Loaded, Recommender, Request, fused, recalled
 from serve.retriever import Candidates
 from serve.versions import VersionSource
 from train.windows import TrainingWindows
@@ -53,8 +53,9 @@ def served(histories: Histories, user: int, now: int) -> dict[str, np.ndarray]:
     state = UserState(histories.user_ids[user], PEOPLE[histories.user_ids[user]], events[-HISTORY:])
     catalogue = SimpleNamespace(index={item_id: i for i, item_id in enumerate(item_ids)})
     body = RecommendRequest(user_id=state.user_id, context=RequestContext(timestamp=now))
-    request = Request(body, "trace", "v0001-00000000", state, [catalogue.index[e.item_id] for e in state.history], [], ((), ()))
-    g = Recommender.func_or_class._generation(SimpleNamespace(_catalogue=catalogue), request)
+    loaded = Loaded("v0001-00000000", catalogue, Fusion(), None, HISTORY)  # type: ignore[arg-type]
+    request = Request(body, "trace", loaded, state, [catalogue.index[e.item_id] for e in state.history], [], ((), ()))
+    g = Recommender.func_or_class._generation(SimpleNamespace(), request)
     runtime = object.__new__(Generator)  # its inputs need sizes and a vocabulary, no graph
     runtime.vocabulary, runtime.max_length = VOCABULARY, MAX_LENGTH
     one_group = {"slot_item_S": np.arange(ITEMS), "item_group_N": np.zeros(ITEMS, np.int64), "group_count_G": np.array([ITEMS])}
@@ -89,11 +90,11 @@ def test_fault_4_the_store_and_the_server_read_as_far_back_as_the_model(tmp_path
     (tmp_path / CARD).write_text(json.dumps({"config": {"max_length": 700}}))
     source = VersionSource("ugt", "", StoresConfig(), tmp_path)
     recommender = SimpleNamespace(
-        _source=SimpleNamespace(folder=lambda v: tmp_path, catalogue=lambda f: None, fusion=lambda f: (None, None), max_length=source.max_length)
+        _source=SimpleNamespace(folder=lambda v: tmp_path, catalogue=lambda f: None, fusion=lambda f: (Fusion(), None), max_length=source.max_length)
     )
     recommender._metrics = SimpleNamespace(version=SimpleNamespace(set=lambda *a, **k: None))
     Recommender.func_or_class.reconfigure(recommender, {"version": "v"})
-    assert recommender._events_read == 700
+    assert recommender._loaded.events_read == 700
     assert HISTORY_LIMIT >= 700
 
 
@@ -120,3 +121,19 @@ def test_fault_4_the_server_mixes_the_heads_as_evaluation_does(method: Any, size
         items, scores = fused(Generated(beam, log_probs, user_D, 0.0, strategy), found, recall, proposed, fusion, size)
         assert items.tolist() == wanted[0].tolist()
         assert scores.tolist() == wanted[1].tolist()
+
+
+def test_fault_4_memory_proposes_only_what_a_request_may_get() -> None:
+    """Excluded and filtered items are out before the best are taken, so that a page is as full as the catalogue allows."""
+    lists_LE = np.random.default_rng(0).integers(0, 60, (300, 5))
+    memory = Memory.fit(np.repeat(np.arange(300), 5), lists_LE.ravel(), np.zeros((60, 0), np.float32))
+    catalogue = SimpleNamespace(fits=lambda i, types, categories: (not types or i % 2 == 0) and (not categories or i % 3 == 0))
+    every = set(memory.recall([1, 2, 3]).items_F.tolist())
+    for key, passing in ((((), ()), every), ((("movie",), ()), {i for i in every if i % 2 == 0}), ((("movie",), ("drama",)), {i for i in every if i % 6 == 0})):
+        loaded = Loaded("v", catalogue, Fusion(followed=1.0), memory, HISTORY)  # type: ignore[arg-type]
+        request = Request(RecommendRequest(user_id="u"), "trace", loaded, UserState("u", None), [1, 2, 3], [1, 2, 3, 6, 12], key)
+        found = recalled(request)
+        assert found is not None
+        assert found.items_F.tolist() == sorted(passing - {6, 12})
+    without = Loaded("v", catalogue, Fusion(), None, HISTORY)  # type: ignore[arg-type]
+    assert recalled(Request(RecommendRequest(user_id="u"), "trace", without, UserState("u", None), [1], [1], ((), ()))) is None

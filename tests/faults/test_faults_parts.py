@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from data import etl
-from serve.recommender import Recommender, Request
+from serve.recommender import Loaded, Recommender, Request
 from serve.retriever import Candidates
 from train import semantic_ids
 from ugt.api import RecommendRequest
 from ugt.model.config import ModelConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.quantizer import Codebooks
+from ugt.ranking import Fusion
 from ugt.registry import Registry
 from ugt.runtime import Generator
 from ugt.schema import SourceKind, UGTError
@@ -87,8 +88,8 @@ def test_fault_5_what_another_rung_answered_is_never_called_the_models(generator
     recommender._generator, recommender._retriever = SimpleNamespace(generate=remote(down)), SimpleNamespace(like=remote(near))
     recommender._metrics = SimpleNamespace(rung_latency=Metric(), rung_failures=Metric())
     recommender._log = SimpleNamespace(warning=lambda *a, **k: None)
-    recommender._catalogue = SimpleNamespace(index={})
-    request = Request(RecommendRequest(user_id="u"), "trace", "v", UserState("u", None), [1], [1], ((), ()))
+    loaded = Loaded("v", SimpleNamespace(index={}), Fusion(), None, 200)  # type: ignore[arg-type]
+    request = Request(RecommendRequest(user_id="u"), "trace", loaded, UserState("u", None), [1], [1], ((), ()))
     picks = asyncio.run(recommender._personal(request))
     assert [(p.index, p.source) for p in picks] == [(4, "retrieval"), (2, "retrieval")]
     assert recommender._metrics.rung_failures.tags == [{"rung": "ugt", "cause": "late" if generator == "hangs" else "failed"}]

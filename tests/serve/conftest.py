@@ -68,11 +68,10 @@ def write_version(root: Path) -> None:
     The beam alone orders (weight 1): untrained heads agree on nothing.
     """
     from train import export
-    from ugt.memory import Memory
     from ugt.model.config import DecodingConfig, ModelConfig
     from ugt.model.inputs import UserVocabulary
     from ugt.ranking import Fusion
-    from ugt.scoring import new_model, save_checkpoint
+    from ugt.scoring import Ranking, new_model, save_checkpoint
     from ugt.semantic_ids import SemanticIdConfig as Config
     from ugt.semantic_ids import SemanticIds, code_sizes
 
@@ -85,7 +84,7 @@ def write_version(root: Path) -> None:
     SemanticIds.from_codes(codes, [f"tt{i:05d}" for i in range(ITEM_COUNT)], k1, k2, k3).save(root / "ids")
     np.save(root / "ids/item_vectors.npy", rng.standard_normal((ITEM_COUNT, 24)).astype(np.float32))
     model = new_model(ModelConfig(width=32, encoder_layers=1, decoder_layers=1, max_length=20), root / "ids", UserVocabulary(["F", "M"], []))
-    save_checkpoint(model, root / "checkpoint", Fusion(weight=1.0), Memory.empty(ITEM_COUNT), stage=3, figures={}, training={"seed": 0})
+    save_checkpoint(model, root / "checkpoint", Ranking(Fusion(weight=1.0), Fusion(weight=1.0)), stage=3, figures={}, training={"seed": 0})
     export.run(root / "checkpoint", root / "ids", root / "etl", root / "histories", None, DecodingConfig(), root / "export", check_users=20)
     np.save(root / "fused.npy", rng.standard_normal((ITEM_COUNT, 16)).astype(np.float32))
 

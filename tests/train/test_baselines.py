@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from train import baselines, sasrec, word2vec
+from train.ugt import fitted_memory
 from train.windows import TrainingWindows
 from ugt import histories as history_files
 from ugt import sasrec as sasrec_model
@@ -18,6 +19,7 @@ from ugt.evaluation import BASELINES, BaselineConfig, SasRecConfig
 from ugt.histories import HistoryConfig
 from ugt.model.config import ModelConfig, TrainingConfig
 from ugt.schema import UGTError
+from ugt.semantic_ids import CONTENT
 from ugt.word2vec import Word2VecConfig
 
 TIME = HistoryConfig(split="time", validation_from=0.6, test_from=0.8)
@@ -73,6 +75,10 @@ def test_no_event_from_the_cut_on_reaches_vectors_counts_or_training(etl: Path, 
         windows = TrainingWindows(TIME.apply(history_files.load(histories)), np.zeros((80, 3), np.int64), 5, 0.5, 16, 0)
         batches.append([{k: v.tolist() for k, v in windows.batch(part).inputs.items()} for part in windows.epoch(0)])
     assert batches[0] == batches[1]
+    np.save(tmp_path / CONTENT, np.eye(120, 4, dtype=np.float32))
+    memories = [fitted_memory(TIME.apply(history_files.load(histories)), tmp_path) for histories in (etl, other)]
+    assert len(memories[0].item_P)
+    assert all(np.array_equal(a, b) for a, b in zip(*(vars(memory).values() for memory in memories), strict=True))
 
 
 def test_what_is_chosen_is_chosen_on_validation_alone(etl: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ugt.model.config import CurvesConfig, DecodingConfig, ModelConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.ranking import Fusion
 from ugt.schema import UGTError
-from ugt.scoring import load_checkpoint, load_fusion, new_model, rank_users, save_checkpoint
+from ugt.scoring import Ranking, load_checkpoint, load_ranking, new_model, rank_users, save_checkpoint
 from ugt.semantic_ids import SemanticIds
 
 ITEMS, PEOPLE = 60, 40
@@ -46,7 +46,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = new_model(ModelConfig(width=16, encoder_layers=1), root / "semantic_ids", UserVocabulary())
     with torch.no_grad():
         model.level_heads.first_bias_K.copy_(torch.tensor([0.0, -3.0, -3.0, -3.0, -3.0]))
-    save_checkpoint(model, root / "checkpoint", Fusion(weight=1.0), Memory.empty(ITEMS))
+    split = history_files.load(root / "histories").split()
+    memory = Memory.fit(*split.train_events(), vectors.astype(np.float32))
+    save_checkpoint(model, root / "checkpoint", Ranking(Fusion(weight=1.0, followed=0.3, likeness=0.3), Fusion(weight=1.0), memory))
     folders = {f"{name}_dir": root / name for name in ("histories", "users", "semantic_ids")} | {"checkpoint_dir": root / "checkpoint"}
     return folders | {"config": CONFIG, "decoding": DecodingConfig(beam_width=20), "actors": 0}
 
@@ -59,14 +61,14 @@ def test_each_point_is_what_its_setting_lists_for_the_validation_users(world: di
 
     split = history_files.load(world["histories_dir"]).split()
     rows = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(split.evaluated))[:30])
-    model, (fusion, _), unit = load_checkpoint(world["checkpoint_dir"], world["semantic_ids_dir"]), load_fusion(world["checkpoint_dir"]), None
+    model, how = load_checkpoint(world["checkpoint_dir"], world["semantic_ids_dir"]), load_ranking(world["checkpoint_dir"])
     vectors = np.load(world["semantic_ids_dir"] / "item_vectors.npy")
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     for section, head in (("curves", "generative"), ("fused", "fused")):
         for points in report[section].values():
             for point in points:
                 decoding = DecodingConfig(**point["decoding"])
-                ranked = rank_users(model, split, rows, "validation", True, np.zeros((30, 3), np.int64), top_k=10, decoding=decoding, fusion=fusion)
+                ranked = rank_users(model, split, rows, "validation", True, np.zeros((30, 3), np.int64), top_k=10, decoding=decoding, how=how)
                 hits, distances = [], []
                 for u, listed in zip(rows, ranked[head], strict=True):
                     example = split.example(int(u), "validation")

@@ -143,7 +143,9 @@ def test_a_killed_training_goes_on_under_another_number_of_workers(
 
 def test_a_step_in_parts_has_the_curve_of_the_whole_step(world: Path, alone: Path) -> None:
     """To 1e-2: the balance loss of the experts, the one term that is not a sum over targets, is that of each part."""
-    assert losses(train(world, "parts", 1, accumulation=3)) == pytest.approx(losses(alone), abs=1e-2)
+    parts = losses(train(world, "parts", 1, accumulation=3))
+    assert parts == pytest.approx(losses(alone), abs=1e-2)
+    assert losses(train(world, "parts-of-two", 2, accumulation=3)) == pytest.approx(parts, abs=1e-2)  # gradients are exchanged in the last part alone
 
 
 def test_without_deepspeed_the_strategy_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,12 +26,13 @@ from ugt.model.config import DecodingConfig, ModelConfig, TrainingConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.ranking import Fusion
 from ugt.schema import UGTError
-from ugt.scoring import new_model, save_checkpoint
+from ugt.scoring import Ranking, candidates, load_checkpoint, load_ranking, new_model, save_checkpoint, user_codes
 from ugt.semantic_ids import SemanticIds
 
 ITEMS, PEOPLE = 70, 60
 CONFIG = EvaluationConfig(bootstrap_samples=100, knn_neighbours=20, baselines=BASELINES)
 DECODING = DecodingConfig(beam_width=50)
+FUSION, WITHOUT_MEMORY = Fusion(weight=0.4, followed=0.7, likeness=2.0), Fusion(weight=0.7)
 
 
 class World:
@@ -63,7 +64,9 @@ class World:
         torch.manual_seed(0)
         sasrec.save(sasrec.SasRec(SasRecConfig(width=8).like(ModelConfig(max_length=20), TrainingConfig()), ITEMS).eval(), root / "sasrec")
         model = new_model(ModelConfig(width=16, encoder_layers=1), root / "semantic_ids", UserVocabulary())
-        save_checkpoint(model, root / "checkpoint", Fusion(), Memory.empty(ITEMS))
+        split = history_files.load(root / "histories").split()
+        memory = Memory.fit(*split.train_events(), rng.normal(size=(ITEMS, 8)).astype(np.float32))
+        save_checkpoint(model, root / "checkpoint", Ranking(FUSION, WITHOUT_MEMORY, memory))
         self.lists = dict(zip(users, lists, strict=True))
         oracle = users[:-1:2]
         rows = [["gone", self.item_ids[self.lists[u][-1]]] for u in oracle]  # an item the catalogue dropped is passed over
@@ -85,6 +88,28 @@ class World:
             "out_dir": out,
         }
         return evaluate.run(**(arguments | changes))
+
+
+def slow_lists(world: World, fusion: Fusion, filtered: bool) -> list[list[str]]:
+    """The fused top ten of every test user by plain loops over items, from the scores of the heads and the signals of memory."""
+    split = history_files.load(world.root / "histories").split()
+    users, model, how = split.users("test"), load_checkpoint(world.root / "checkpoint", world.root / "semantic_ids"), load_ranking(world.root / "checkpoint")
+    codes_UA = user_codes(world.root / "etl" / "users", [split.histories.user_ids[u] for u in users], model.vocabulary)
+    lists = []
+    for u, found in zip(users, candidates(model, split, users, "test", filtered, codes_UA, ITEMS, DECODING), strict=True):  # every legal item is a candidate
+        history = split.example(int(u), "test").items
+        recall = how.memory.recall(history)  # type: ignore[union-attr]
+        beam, dense = dict(zip(found.items.tolist(), found.log_probs.tolist(), strict=True)), dict(zip(*(x.tolist() for x in found[3:5]), strict=True))
+        asked = set(beam) | set(found.dense_items[:50].tolist())
+        if fusion.remembers:
+            asked |= set(sorted(set(recall.items_F.tolist()), key=lambda i: (-recall.count_F[recall.items_F.tolist().index(i)], i))[:50])
+        score = {}
+        for item in asked:
+            followed, likeness = recall.signals(np.array([item]))[0].tolist()
+            heads = fusion.weight * beam.get(item, min(beam.values())) + (1 - fusion.weight) * dense[item]
+            score[item] = round(heads + fusion.followed * followed + fusion.likeness * likeness, 4)
+        lists.append([world.item_ids[i] for i in sorted(score, key=lambda i: (-score[i], i))[:10]])
+    return lists
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +150,13 @@ def test_an_evaluation_is_honest_and_repeatable(ray_session: None, world: World,
         if head == "fused" and filtered:
             assert report["metrics"]["ugt"]["recall@10"] == shown["recall@10"] == section["recall@10"]
     assert report["metrics"]["oracle"]["recall@10"] == 1.0
+
+    # the fused lists are those of both heads and memory, the others those of the heads alone
+    for filtered in (True, False):
+        listed = {h: predictions.filter((pl.col("head") == h) & (pl.col("filtered") == filtered))["item_ids"].to_list() for h in ("fused", "without_memory")}
+        for head, fusion in (("fused", FUSION), ("without_memory", WITHOUT_MEMORY)):
+            assert [items[:10] for items in listed[head]] == slow_lists(world, fusion, filtered), (head, filtered)
+        assert listed["fused"] != listed["without_memory"]
 
     # popularity counts the training part only
     counts = np.bincount([i for u in world.lists for i in (world.lists[u][:-2] if u in evaluated else world.lists[u])], minlength=ITEMS)

@@ -19,13 +19,11 @@ from ugt.features import FeatureConfig, encode_features, fit_vocabulary, rows_of
 from ugt.fusion import AutoencoderConfig
 from ugt.histories import HistoryConfig
 from ugt.insertion import ESTIMATED
-from ugt.memory import Memory
 from ugt.model.config import DecodingConfig, ModelConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.new_vectors import NewVectors
-from ugt.ranking import Fusion
 from ugt.schema import UGTError
-from ugt.scoring import new_model, save_checkpoint
+from ugt.scoring import Ranking, new_model, save_checkpoint
 from ugt.semantic_ids import SemanticIdConfig
 from ugt.text import TextConfig
 from ugt.word2vec import Word2VecConfig
@@ -68,7 +66,7 @@ class World:
         word2vec.run(etl, root / "histories", Word2VecConfig(width=8, cooccurrence_width=8, min_words=20_000), root / "word2vec")
         semantic_ids.run(etl, root / "fusion", root / "word2vec", IDS, root / "semantic_ids")
         model = new_model(ModelConfig(width=16, encoder_layers=1, cold_share=0.3), root / "semantic_ids", UserVocabulary())
-        save_checkpoint(model, root / "checkpoint", Fusion(), Memory.empty(len(model.semantic_ids)))
+        save_checkpoint(model, root / "checkpoint", Ranking())
 
     def run(self, out: Path, **changes: Any) -> dict[str, Any]:
         folders = {f"{n}_dir": self.root / n for n in ("etl", "histories", "features", "fusion", "word2vec", "semantic_ids", "checkpoint")}

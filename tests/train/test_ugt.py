@@ -13,12 +13,10 @@ import torch
 
 from train import export, ugt
 from ugt import histories as history_files
-from ugt.memory import Memory
 from ugt.model.config import DecodingConfig, ModelConfig, StageConfig, TrainingConfig
-from ugt.ranking import Fusion
 from ugt.runtime import Generator
 from ugt.schema import UGTError
-from ugt.scoring import load_checkpoint, load_fusion, rank_users, user_codes
+from ugt.scoring import Ranking, load_checkpoint, load_ranking, rank_users, user_codes
 from ugt.semantic_ids import SemanticIds
 
 N, USERS_COUNT = 64, 48
@@ -84,8 +82,7 @@ def test_the_checkpoint_ranks_users_and_exports_to_the_same_answers(world: Path,
     split = history_files.load(world / "histories").split(3)
     users = np.flatnonzero(split.evaluated)
     codes = user_codes(world / "etl/users", [split.histories.user_ids[u] for u in users], model.vocabulary)
-    fusion, memory = load_fusion(world / "three")
-    ranked = rank_users(model, split, users, "test", True, codes, top_k=20, fusion=fusion, memory=memory)
+    ranked = rank_users(model, split, users, "test", True, codes, top_k=20, how=load_ranking(world / "three"))
     target = np.array([split.example(int(u), "test").target for u in users])
     for head in ("fused", "generative", "dense"):
         assert (ranked[head][:, :10] == target[:, None]).any(1).mean() > 0.5, head  # chance is a sixth
@@ -137,7 +134,7 @@ def test_a_loss_that_is_not_finite_is_an_error_with_a_way_out(world: Path) -> No
     broken = ugt.new_model(MODEL, world / "semantic_ids", ugt.UserVocabulary([], []))
     with torch.no_grad():
         broken.level_heads.query[0].weight[0, 0] = float("inf")
-    ugt.save_checkpoint(broken, world / "broken", Fusion(), Memory.empty(N), stage=1, figures={}, training={})
+    ugt.save_checkpoint(broken, world / "broken", Ranking(), stage=1, figures={}, training={})
     with pytest.raises(UGTError, match=r"stage2: the loss is not finite .* epoch 0, step 0, users u.*learning_rate"):
         ugt.train_stage(task(world, 2, "work-nan") | {"init_dir": str(world / "broken")})
     assert not (world / "work-nan/result").exists()
@@ -161,7 +158,7 @@ def test_what_does_not_fit_is_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UGTError, match="no checkpoint in"):
         load_checkpoint(tmp_path, world / "semantic_ids")
     model = ugt.new_model(MODEL, world / "semantic_ids", ugt.UserVocabulary([], []))
-    ugt.save_checkpoint(model, tmp_path / "checkpoint", Fusion(), Memory.empty(N), training={}, stage=1, figures={})
+    ugt.save_checkpoint(model, tmp_path / "checkpoint", Ranking(), training={}, stage=1, figures={})
     ids = SemanticIds.load(world / "semantic_ids")
     SemanticIds.from_codes(ids.codes_N3, [f"other{i:03d}" for i in range(N)], 4, 4, 8).save(tmp_path / "other")
     np.save(tmp_path / "other/item_vectors.npy", np.zeros((N, 6), np.float32))

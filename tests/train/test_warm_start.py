@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,11 @@ import pytest
 import torch
 
 from train import warm_start
-from ugt.memory import Memory
 from ugt.model.config import ModelConfig
 from ugt.model.inputs import UserVocabulary
 from ugt.model.ugt import UGT
-from ugt.ranking import Fusion
 from ugt.schema import UGTError
-from ugt.scoring import save_checkpoint
+from ugt.scoring import CARD, Ranking, load_ranking, save_checkpoint
 from ugt.semantic_ids import SemanticIds
 
 CONFIG = ModelConfig(width=16, max_length=6)
@@ -40,7 +39,7 @@ def trained(tmp_path: Path) -> tuple[Path, UGT]:
     torch.manual_seed(0)
     model = UGT(CONFIG, SemanticIds.load(ids), np.load(ids / "item_vectors.npy"), UserVocabulary(["F"], []))
     version = tmp_path / "version"
-    save_checkpoint(model, version / warm_start.FOLDER, Fusion(), Memory.empty(len(items)))
+    save_checkpoint(model, version / warm_start.FOLDER, Ranking())
     for name in (warm_start.TABLE, warm_start.CODEBOOKS):
         (version / warm_start.FOLDER / name).write_bytes((ids / name).read_bytes())
     np.save(version / "item_vectors.npy", model.tables().item_ID[1:].detach().numpy())
@@ -78,3 +77,16 @@ def test_weights_of_other_sizes_and_folders_without_weights_are_refused(tmp_path
         warm_start.start(version, CONFIG.model_copy(update={"width": 32}), tmp_path / "old")
     with pytest.raises(UGTError, match=r"holds no weights to start from \(model\.safetensors"):
         warm_start.start(tmp_path / "old", CONFIG, tmp_path / "old")
+
+
+def test_a_version_from_before_there_was_a_memory_still_gives_its_weights(trained: tuple[Path, UGT], tmp_path: Path) -> None:
+    version, model = trained
+    path = version / warm_start.FOLDER / CARD
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps(card | {"format": 2, "fusion": {"method": "log_probability", "weight": 0.5}}))
+    started, _ = warm_start.start(version, CONFIG, tmp_path / "old")
+    assert torch.allclose(started.tables().item_ID, model.tables().item_ID, atol=1e-6)
+    assert load_ranking(version / warm_start.FOLDER).memory is None
+    path.write_text(json.dumps(card | {"format": 1}))
+    with pytest.raises(UGTError, match="has format 1, this version reads 2 and 3"):
+        warm_start.start(version, CONFIG, tmp_path / "old")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ugt.memory import Memory
-from ugt.ranking import LEAST_TARGETS, Candidates, Fusion, choose, dense_candidates, fuse, ndcg, page, proposals, top
+from ugt.ranking import LEAST_TARGETS, WEIGHTS, Candidates, Fusion, choose, dense_candidates, fuse, ndcg, page, proposals, top
 
 
 def ints(*x: int) -> np.ndarray:
@@ -111,16 +111,17 @@ def test_what_memory_proposes_is_no_page_of_a_diversity_strategy() -> None:
 
 def test_the_head_that_is_right_gets_the_weight() -> None:
     given = Candidates(ints(1, 2, 3), -np.arange(3, dtype=np.float32), floats(-2, -1, 0), ints(3, 2, 1), -np.arange(3, dtype=np.float32))
-    assert choose([given] * 4, ints(3, 3, 3, 3)) == (Fusion("log_probability", 0.0), 1.0)
-    fusion, score = choose([given] * 4, ints(1, 1, 1, 1))
+    assert choose([given] * 4, ints(3, 3, 3, 3)) == (Fusion("log_probability", 0.0), 1.0, Fusion("log_probability", 0.0))
+    fusion, score, _ = choose([given] * 4, ints(1, 1, 1, 1))
     assert fusion.weight >= 0.5  # at .5 all tie, and the lower index is the right one
     assert score == 1.0
 
 
 def test_memory_gets_a_weight_where_it_is_right_and_none_where_it_is_not() -> None:
     given = remembered((4, 3), (9, 1), dense={4: 0.9, 9: 1.0})
-    fusion, score = choose([given] * LEAST_TARGETS, np.full(LEAST_TARGETS, 4))
+    fusion, score, alone = choose([given] * LEAST_TARGETS, np.full(LEAST_TARGETS, 4))
     assert fusion.followed > 0
+    assert not alone.remembers
     assert score == 1.0
     assert not choose([given] * LEAST_TARGETS, np.full(LEAST_TARGETS, 5))[0].remembers
     assert not choose([given] * (LEAST_TARGETS - 1), np.full(LEAST_TARGETS - 1, 4))[0].remembers  # too few to say
@@ -141,10 +142,12 @@ def test_the_figure_of_the_chosen_mix_is_that_of_its_lists() -> None:
                 scores = [np.round(rng.normal(size=n), 1).astype(np.float32) for n in (len(beam), len(beam), 12, len(proposed))]  # rounded: ties occur
                 found.append(Candidates(beam, -np.sort(np.abs(scores[0])), scores[1], dense, -np.sort(-scores[2]), recall, proposed, scores[3]))
                 targets.append(int(rng.choice(proposed)) if len(proposed) and trial > 2 else int(rng.integers(60)))
-            fusion, best = choose(found, np.array(targets))
+            fusion, best, alone = choose(found, np.array(targets))
+            of_heads = [Fusion(weight=w) for w in WEIGHTS] + [Fusion("reciprocal_rank")]
+            figures = [np.mean([ndcg(fuse(c, o, 10)[0], t) for c, t in zip(found, targets, strict=True)]) for o in of_heads]
+            assert figures[of_heads.index(alone)] == pytest.approx(max(figures))
             assert best == pytest.approx(np.mean([ndcg(fuse(c, fusion, 10)[0], t) for c, t in zip(found, targets, strict=True)]))
-            for other in (Fusion(weight=0.0), Fusion(weight=0.7), Fusion("reciprocal_rank")):
-                assert np.mean([ndcg(fuse(c, other, 10)[0], t) for c, t in zip(found, targets, strict=True)]) <= best + 1e-12
+            assert max(figures) <= best + 1e-12
             chosen.add(fusion.remembers)
     assert chosen == {False, True}
 

@@ -121,6 +121,13 @@ def test_code_sizes_follow_from_the_number_of_items():
     assert code_sizes(4000, config) == (32, 32, 16)
     assert code_sizes(12_101, config) == (64, 64, 16)
     assert code_sizes(1_000_000, config) == (2048, 128, 16)  # a beam reads every L2 under each L1 it kept: that level stays narrow
+    assert code_sizes(8_000_000, config) == (4096, 512, 16)
     assert code_sizes(1, config) == (4, 4, 8)
+    for items in (500, 12_101, 60_000, 100_000, 131_072, 200_000, 1_000_000, 34_000_000):
+        k1, k2, _ = code_sizes(items, config)
+        assert 2 <= items / (k1 * k2) <= 8, items  # a group holds about four
+    for one in ({"l1": 512}, {"l2": 512}):  # the other follows
+        k1, k2, _ = code_sizes(1_000_000, SemanticIdConfig(**one))
+        assert (k1, k2) == (512, 512)
     with pytest.raises(UGTError, match="can't name"):
         code_sizes(1000, SemanticIdConfig(l1=4, l2=4, l3=4))

@@ -16,7 +16,7 @@ from ugt.model.embeddings import rows
 from ugt.model.parts import even_parts, in_parts
 
 FEW_CODES = 128  # up to here a product for every L1 is cheaper than a copy of the kept ones' rows
-CACHED_PARTS = 25  # at 512 x 512 codes, width 128 and 50 beams: half a megabyte each; half the time of one part
+CACHED_PARTS = 25  # at 128 second codes, width 128 and 50 beams: 130 kB each
 
 
 class LevelHeads(nn.Module):
@@ -73,9 +73,11 @@ class LevelHeads(nn.Module):
     def second_sorted(self, h_MD: Tensor, l1_M: Tensor, group_GD: Tensor) -> Tensor:
         """The same logits [M, K2] for many paths: sorted by L1, one product per L1, no gather of K2 rows per path."""
         order_M = torch.argsort(l1_M, stable=True)
-        parts = self.query[1](h_MD)[order_M].split(torch.bincount(l1_M, minlength=self.k1).tolist())
+        counts = torch.bincount(l1_M, minlength=self.k1).tolist()
+        present = [l1 for l1, count in enumerate(counts) if count] or [0]  # a worker may have no target in a step
+        parts = self.query[1](h_MD)[order_M].split([counts[l1] for l1 in present])
         node_KKD = group_GD.view(self.k1, self.k2, -1).unbind(0)
-        sorted_MK = torch.cat([q @ node.t() for q, node in zip(parts, node_KKD, strict=True)])
+        sorted_MK = torch.cat([q @ node_KKD[l1].t() for q, l1 in zip(parts, present, strict=True)])
         logits_MK = torch.empty_like(sorted_MK).index_copy(0, order_M, sorted_MK)
         return logits_MK + rows(self.group_bias_G.view(self.k1, self.k2), l1_M)
 
