@@ -76,7 +76,7 @@ class TorchEngine:
         if self.workers > 1:
             # buffers are the catalogue's arrays, the same on every worker: sent with each step they cost more than the gradients
             self.module = nn.parallel.DistributedDataParallel(
-                self._objective, find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+                self._objective, find_unused_parameters=True, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
 
     def set_rate(self, rate: float) -> None:
