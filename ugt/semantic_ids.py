@@ -81,10 +81,12 @@ def code_sizes(items: int, config: SemanticIdConfig) -> tuple[int, int, int]:
     """
     groups = max(1.0, items / 4)
     k1, k2 = config.l1, config.l2
-    if k1 is None and k2 is None and (both := _power_of_two(math.sqrt(groups))) > WIDE_SECOND:
-        k1 = min(MOST_FIRST, _power_of_two(groups / WIDE_SECOND))
-    elif k1 is None:
-        k1 = _power_of_two(groups / k2) if k2 else both
+    if k1 is None and k2 is None:
+        k1 = k2 = _power_of_two(math.sqrt(groups))
+        if k2 > WIDE_SECOND:
+            k1 = min(MOST_FIRST, _power_of_two(groups / WIDE_SECOND))
+            k2 = _power_of_two(groups / k1)
+    k1 = k1 or _power_of_two(groups / (k2 or 1))
     k2 = k2 or _power_of_two(groups / k1)
     k3 = config.l3 or max(8, 2 ** math.ceil(math.log2(4 * items / (k1 * k2))))
     if k1 * k2 * k3 < items:

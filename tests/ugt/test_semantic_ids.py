@@ -123,6 +123,9 @@ def test_code_sizes_follow_from_the_number_of_items():
     assert code_sizes(1_000_000, config) == (2048, 128, 16)  # a beam reads every L2 under each L1 it kept: that level stays narrow
     assert code_sizes(8_000_000, config) == (4096, 512, 16)
     assert code_sizes(1, config) == (4, 4, 8)
+    for items in (500, 4000, 11_496, 12_101, 18_357, 60_000):
+        k1, k2, _ = code_sizes(items, config)
+        assert k1 == k2, items
     for items in (500, 12_101, 60_000, 100_000, 131_072, 200_000, 1_000_000, 34_000_000):
         k1, k2, _ = code_sizes(items, config)
         assert 2 <= items / (k1 * k2) <= 8, items  # a group holds about four
