@@ -92,10 +92,10 @@ def bench_quality(
         console.print(f" {head:<14} {rows}", highlight=False, soft_wrap=True)
     if hold_out:
         unseen, seen = report["new_items"]["test"]["unseen"], report["new_items"]["test"]["seen"]
-        for name in ("model", "nearest_slot", "slot", "gated_slot"):
-            cost = f" ({-seen[name]['loss']['relative']:+.1%})" if "loss" in seen[name] else ""
+        for name in ("model", "nearest_slot", "slot", "gated_slot_points", "gated_slot"):
+            cost = f" ({-seen[name]['loss']['relative']:+.1%}, {-seen[name]['loss']['points']:+.2f} points)" if "loss" in seen[name] else ""
             figures = f"unseen R@10 {unseen[name]['recall@10']:.4f}   seen R@10 {seen[name]['recall@10']:.4f}{cost}"
-            console.print(f" {name:<13} {figures}", highlight=False, soft_wrap=True)
+            console.print(f" {name:<17} {figures}", highlight=False, soft_wrap=True)
     console.print(f" {report['train_seconds']:.0f} s of {budget_minutes * 60:.0f} s, {report['params']:,} parameters", highlight=False)
     write_json(json_path, report)
 

@@ -313,7 +313,7 @@ ON_REQUEST: tuple[Step, ...] = (
             "out_dir": c.out,
         },
         shown=("new_items", "unseen_users", "unseen_recall@10", "slot_loss", "gated_unseen_recall@10", "gated_slot_loss"),
-        version=2,
+        version=3,
     ),
 )
 

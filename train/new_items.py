@@ -9,7 +9,7 @@ Shapes: N old items, M new ones, U users, K places of a list, S signals, E colum
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ from ugt.text import Encoder, TextConfig, item_texts
 PLACES = 10  # of a list; one of them is the slot
 CANDIDATES = 50  # of the dense head, that are put in order with the others'
 BACKWARD = 0.5  # of transitions: what the other direction counts
-LOSS = 0.005  # of the hits on seen targets that the gate may cost
+LOSS = 0.005  # that a gate may cost: of the hits on seen targets, or of the recall itself ("points")
 
 
 class Seen(NamedTuple):
@@ -95,14 +95,16 @@ def run(
     is_old_U = validation.target_U < bench.old
     hits = int(_hits(validation.list_UK, validation.target_U)[is_old_U].sum())
     gained_U, lost_U = validation.new_U == validation.target_U, _lost(validation)
-    gate = Gate.fit(validation.evidence_UE, gained_U, lost_U, hits, LOSS, seed=config.seed)
+    # the same share of two things: of the hits on seen targets, and of the users who have one
+    allowed = {"gated_slot": hits, "gated_slot_points": int(is_old_U.sum())}
+    gates = {name: Gate.fit(validation.evidence_UE, gained_U, lost_U, of, LOSS, seed=config.seed) for name, of in allowed.items()}
     test = bench.look(users_U, "test")
-    report = {"validation": _figures(bench, validation, gate, config), "test": _figures(bench, test, gate, config)}
+    report = {"validation": _figures(bench, validation, gates, config), "test": _figures(bench, test, gates, config)}
     unseen_U = users_U[test.target_U >= bench.old]
     report["test"]["unseen"]["own_ranking"] = _both(bench.own_ranking(unseen_U, "test"), split.targets(unseen_U, "test"), config)
     groups = len(np.unique(ids.codes_N3[bench.old :, :2], axis=0))
     whole = {
-        "protocol": _protocol(len(held_ids), bench.old, len(users_U), bench.mix, gate, history),
+        "protocol": _protocol(len(held_ids), bench.old, len(users_U), bench.mix, gates, history),
         **report,
         "insertion": {"groups_joined": groups, "largest_group": larger.items.largest_group},
     }
@@ -118,6 +120,8 @@ def run(
         "slot_loss": seen["slot"]["loss"]["relative"],
         "gated_unseen_recall@10": unseen["gated_slot"]["recall@10"],
         "gated_slot_loss": seen["gated_slot"]["loss"]["relative"],
+        "points_unseen_recall@10": unseen["gated_slot_points"]["recall@10"],
+        "points_slot_loss": seen["gated_slot_points"]["loss"]["points"],
     }
 
 
@@ -289,16 +293,15 @@ def _both(list_UK: np.ndarray, target_U: np.ndarray, evaluation: EvaluationConfi
     return out
 
 
-def _figures(bench: _Bench, seen: Seen, gate: Gate, evaluation: EvaluationConfig) -> dict[str, Any]:
+def _figures(bench: _Bench, seen: Seen, gates: Mapping[str, Gate], evaluation: EvaluationConfig) -> dict[str, Any]:
     """Unseen and seen targets under each rule of the slot, and the share of lists that hold a new item."""
     always_U = np.ones(len(seen.target_U), bool)
-    open_U = gate.opens(seen.evidence_UE)
+    open_NU = {name: gate.opens(seen.evidence_UE) for name, gate in gates.items()}
     lists = {
         "model": seen.list_UK,
         "nearest_slot": with_slot(seen.list_UK, seen.nearest_U, always_U, PLACES),
         "slot": with_slot(seen.list_UK, seen.new_U, always_U, PLACES),
-        "gated_slot": with_slot(seen.list_UK, seen.new_U, open_U, PLACES),
-    }
+    } | {name: with_slot(seen.list_UK, seen.new_U, open_U, PLACES) for name, open_U in open_NU.items()}
     is_new_U = seen.target_U >= bench.old
     unseen: dict[str, Any] = {"users": int(is_new_U.sum())}
     known: dict[str, Any] = {"users": int((~is_new_U).sum())}
@@ -309,7 +312,7 @@ def _figures(bench: _Bench, seen: Seen, gate: Gate, evaluation: EvaluationConfig
         known[name] = _both(list_UK[~is_new_U], seen.target_U[~is_new_U], evaluation)
         if name != "model":
             known[name]["loss"] = _loss(seen.list_UK[~is_new_U], list_UK[~is_new_U], seen.target_U[~is_new_U], evaluation)
-    return {"unseen": unseen, "seen": known, "all": every, "gate_open": float(open_U.mean())}
+    return {"unseen": unseen, "seen": known, "all": every, "gate_open": {name: float(open_U.mean()) for name, open_U in open_NU.items()}}
 
 
 def _loss(before_UK: np.ndarray, after_UK: np.ndarray, target_U: np.ndarray, evaluation: EvaluationConfig) -> dict[str, Any]:
@@ -327,7 +330,7 @@ def _loss(before_UK: np.ndarray, after_UK: np.ndarray, target_U: np.ndarray, eva
     }
 
 
-def _protocol(held: int, old: int, users: int, mix: ConditionalLogit, gate: Gate, history: HistoryConfig) -> dict[str, Any]:
+def _protocol(held: int, old: int, users: int, mix: ConditionalLogit, gates: Mapping[str, Gate], history: HistoryConfig) -> dict[str, Any]:
     """How these figures came about."""
     return {
         "held_out_items": held,
@@ -336,10 +339,10 @@ def _protocol(held: int, old: int, users: int, mix: ConditionalLogit, gate: Gate
         "split": "leave-one-out of the whole histories; the model was trained on what the hold-out left of them",
         "split_settings": history.model_dump(mode="json"),
         "unseen": "users whose test target is held out; seen: all others. A history holds the new items that came before its target, as inserted",
-        "slot": f"place {PLACES} of a list of {PLACES}; `slot`: always, `gated_slot`: where the gate opens, `nearest_slot`: always, by content alone",
+        "slot": f"place {PLACES} of a list of {PLACES}; `slot`: always, `nearest_slot`: always, by content alone, `gated_*`: where a gate opens",
         "filter_rule": "items of the history are removed from lists and from the choice of the new item, except the target",
         "chosen_on": "validation",
-        "loss_allowed": LOSS,
+        "loss_allowed": {"gated_slot": f"{LOSS:g} of the hits on seen targets", "gated_slot_points": f"{LOSS:g} of the users with a seen target"},
         "mix": {name: round(float(weight), 4) for name, weight in zip(new_items.SIGNALS, mix.weight_S, strict=True)},
-        "threshold": float(gate.threshold) if np.isfinite(gate.threshold) else None,
+        "thresholds": {name: float(gate.threshold) if np.isfinite(gate.threshold) else None for name, gate in gates.items()},
     }

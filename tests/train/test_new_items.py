@@ -110,7 +110,7 @@ def test_without_a_slot_no_new_item_is_found_and_with_one_more_than_by_chance(re
 def test_a_slot_costs_seen_targets_what_the_lists_say(report: dict[str, Any]) -> None:
     for part in ("validation", "test"):
         seen = report[part]["seen"]
-        for name in ("nearest_slot", "slot", "gated_slot"):
+        for name in ("nearest_slot", "slot", "gated_slot_points", "gated_slot"):
             lost = seen["model"]["recall@10"] - seen[name]["recall@10"]
             assert lost >= 0
             assert seen[name]["loss"]["points"] == pytest.approx(100 * lost)
