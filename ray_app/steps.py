@@ -78,8 +78,8 @@ def _stage(number: int) -> Step:
             "out_dir": c.out,
             "work_dir": c.work,
         },
-        shown=("epochs", "loss", "validation_ndcg@10"),
-        version=2,
+        shown=("epochs", "loss", "validation_ndcg@10", "fused_validation_ndcg@10"),
+        version=3,
         only=lambda s: number in stages(s),
     )
 

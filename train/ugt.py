@@ -151,18 +151,16 @@ def train_stage(
     )
     objective = StageObjective(model, stage, training, counts_N).to(device)
     users = _validation_users(split, training)
-    judge = partial(candidates, split=split, users=users, part="validation", filtered=True, user_UA=user_UA[users], count=50, memory=memory)
+    judge = partial(candidates, split=split, users=users, part="validation", filtered=True, user_UA=user_UA[users], count=50)
     targets = split.targets(users, "validation")
     validate = partial(_validation, judge=judge, targets=targets, beam_width=training.validation_beam) if len(users) else None
     progress = fit(objective, model, plan, partial(_steps, windows, rank, workers, training.accumulation), validate, work_dir, report)
     if rank == 0:
         model.cpu()
         model.settle_unread(windows.codes_read())
-        how = Ranking()
-        if len(users):
-            fusion, _, alone = choose(judge(model, decoding=DecodingConfig()), targets)  # with the beam that is served
-            how = Ranking(fusion, alone, memory if fusion.remembers else None)
-        _write(model, progress, number, how, len(users), training, work_dir / RESULT, time.monotonic() - begun, carried)
+        chosen = choose(judge(model, decoding=DecodingConfig(), memory=memory), targets) if len(users) else None  # with the beam that is served
+        how = Ranking(chosen.fusion, chosen.without_memory, memory if chosen.fusion.remembers else None) if chosen else Ranking()
+        _write(model, progress, number, how, chosen.ndcg if chosen else None, len(users), training, work_dir / RESULT, time.monotonic() - begun, carried)
 
 
 def _start(task: dict[str, Any], config: ModelConfig) -> tuple[UGT, dict[str, Any]]:
@@ -206,8 +204,8 @@ def _validation_users(split: history_files.Split, training: TrainingConfig) -> n
 
 
 def _validation(model: torch.nn.Module, judge: Callable[..., list[Candidates]], targets: np.ndarray, beam_width: int) -> dict[str, float]:
-    """Filtered NDCG@10 on validation targets by head; `score`, the fused one with the best mix, decides which epoch is kept. On the
-    CPU, where everything that ranks runs."""
+    """Filtered NDCG@10 on validation targets by head; `score`, of the best mix of the heads, decides which epoch is kept. Memory has no say in that: it is as
+    good before the training, and would hide what the model learns. On the CPU, where everything that ranks runs."""
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).cpu()
     found = judge(model, decoding=DecodingConfig(beam_width=beam_width))
@@ -219,8 +217,6 @@ def _validation(model: torch.nn.Module, judge: Callable[..., list[Candidates]], 
         "generative_ndcg@10": round(float(generative), 6),
         "dense_ndcg@10": round(float(dense), 6),
         "fusion_weight": fusion.weight,
-        "followed_weight": fusion.followed,
-        "likeness_weight": fusion.likeness,
     }
 
 
@@ -229,6 +225,7 @@ def _write(
     progress: Progress,
     stage: int,
     how: Ranking,
+    fused_ndcg: float | None,
     validation_users: int,
     training: TrainingConfig,
     folder: Path,
@@ -248,6 +245,7 @@ def _write(
         "validation_users": validation_users,
         "validation_ndcg@10": max(validated, default=None),
         "validation_ndcg@10_at_start": validated[0] if validated else None,
+        "fused_validation_ndcg@10": None if fused_ndcg is None else round(fused_ndcg, 6),
         "fusion": vars(how.fusion),
     } | ({"warm_start": carried} if carried else {})
     save_checkpoint(model, folder, how, stage=stage, figures=figures, training=training.model_dump(mode="json"))

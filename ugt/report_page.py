@@ -185,7 +185,7 @@ def _training(figure: Figure, curves: Curves) -> None:
         for i, key in enumerate(("score", "generative_ndcg@10", "dense_ndcg@10")):
             points = [(begin + row["epoch"] + 1, row["validation"][key]) for row in rows if key in row.get("validation", {})]
             if points:
-                label = None if begin else ("fused", "generative", "dense")[i]
+                label = None if begin else ("both heads", "generative", "dense")[i]
                 validation.plot(*zip(*points, strict=True), ".-", color=COLOURS[i], label=label, linewidth=1.2)
         marks.append((begin, name))
         begin += len(epochs)
