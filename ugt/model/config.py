@@ -176,4 +176,4 @@ class CurvesConfig(Config):
 class ExportConfig(Config):
     """In which number format the graphs of a version are written."""
 
-    precision: Precision = "fp32"  # int8: a fifth faster in batches on a CPU, 2% of a top 10 is other items; fp16: for GPUs, slower on a CPU
+    precision: Precision = "fp32"  # int8: a fifth faster in batches on a CPU, 2 to 3% of a top 10 are other items; fp16: for GPUs, slower on a CPU
