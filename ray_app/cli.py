@@ -13,13 +13,13 @@ from rich.console import Console
 
 from ray_app.cli_bench import bench_app
 from ray_app.cli_cluster import cluster_app, job_app
+from ray_app.cli_data import data_app
 from ray_app.cli_options import ConfigPath, DataDir, ImdbDir, JsonPath, Seed, Source, console, settings_of, writable, write_json
-from ugt.artifacts import Artifact
+from ray_app.cli_steps import run_until, step_command
 from ugt.schema import UGTError
 from ugt.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Generative recommendation as one Ray application.")
-data_app = typer.Typer(no_args_is_help=True, help="Sources to canonical tables, features and histories.")
 train_app = typer.Typer(no_args_is_help=True, help="Vectors, semantic IDs and the model.")
 export_app = typer.Typer(no_args_is_help=True, help="The model for other runtimes.")
 models_app = typer.Typer(no_args_is_help=True, help="Versions in the registry.")
@@ -35,23 +35,6 @@ for name, group in (
     ("bench", bench_app),
 ):
     app.add_typer(group, name=name)
-
-
-def run_until(step: str, settings: Settings, json_path: Path | None = None, also: tuple[str, ...] = ()) -> dict[str, Artifact]:
-    """Run the main job up to a step (and `also` up to others), and say where the result lies."""
-    from ray_app import pipeline
-    from ray_app.cluster import connected
-    from ray_app.report import Progress
-
-    writable(json_path, "--json")
-    pipeline.check(settings)
-    progress = Progress(console)
-    with connected(settings.ray):
-        artifacts = pipeline.run(settings, progress, until=(step, *also))
-    last = artifacts[step]
-    console.print(f" written       {last.path}", highlight=False, soft_wrap=True)
-    write_json(json_path, {"step": step, "path": str(last.path), "steps": progress.steps, "figures": dict(last.manifest.figures)})
-    return artifacts
 
 
 @app.command()
@@ -72,22 +55,9 @@ def demo(
         raise UGTError("the run ended, but an answer held an illegal item or feedback was not visible: see the table above.")
 
 
-def _step_command(group: typer.Typer, name: str, step: str, text: str) -> None:
-    """One command per step of the main job; what it needs is run first, or kept if it is there."""
-
-    @group.command(name, help=text)
-    def command(
-        config: ConfigPath = None, source: Source = None, data_dir: DataDir = None, imdb_dir: ImdbDir = None, seed: Seed = None, json_path: JsonPath = None
-    ) -> None:
-        run_until(step, settings_of(config, source, data_dir, imdb_dir, seed), json_path)
-
-
-_step_command(data_app, "etl", "etl", "Source files to items, people, credits, users, events; bad rows to quarantine.")
-_step_command(data_app, "features", "features", "Item features and their vocabulary.")
-_step_command(data_app, "histories", "histories", "Events to user histories.")
-_step_command(train_app, "autoencoder", "fusion", "Fuse features and text; the bottleneck is the item vector.")
-_step_command(train_app, "word2vec", "word2vec", "Co-occurrence vectors from catalogue and events.")
-_step_command(train_app, "semantic-ids", "semantic_ids", "Three codes for every item, no two items alike.")
+step_command(train_app, "autoencoder", "fusion", "Fuse features and text; the bottleneck is the item vector.")
+step_command(train_app, "word2vec", "word2vec", "Co-occurrence vectors from catalogue and events.")
+step_command(train_app, "semantic-ids", "semantic_ids", "Three codes for every item, no two items alike.")
 
 
 @train_app.command("ugt")
@@ -129,7 +99,7 @@ def _weights(settings: Settings, start: str) -> Path:
     return folder
 
 
-_step_command(export_app, "onnx", "export", "The constrained decode as ONNX graphs, checked against PyTorch.")
+step_command(export_app, "onnx", "export", "The constrained decode as ONNX graphs, checked against PyTorch.")
 
 
 @export_app.command("triton")
@@ -151,26 +121,6 @@ def export_triton(
     for folder in folders.values():
         console.print(f" written       {folder}", highlight=False, soft_wrap=True)
     write_json(json_path, {"version": found.number, "models": {model: str(folder) for model, folder in folders.items()}})
-
-
-@data_app.command("materialize")
-def data_materialize(config: ConfigPath = None, version: Annotated[str, typer.Option(help="A version, or production.")] = "production") -> None:
-    """Load the online stores (Redis, Milvus, SQL) with the data of a model version."""
-    from ray_app import serving
-
-    settings = settings_of(config)
-    figures = serving.load_stores(settings, serving.find(settings, version))
-    console.print(" " + " · ".join(f"{key} {value}" for key, value in figures.items()), highlight=False, soft_wrap=True)
-
-
-@data_app.command("download")
-def data_download(
-    name: Annotated[str, typer.Argument(help="imdb or movielens-latest-small.")], to: Annotated[Path, typer.Option(help="Folder to download into.")]
-) -> None:
-    """Fetch a public data set (resumed where it stopped); its licence notice is shown first."""
-    from data.download import download
-
-    download(name, to, console.print)
 
 
 @app.command()
