@@ -3,13 +3,15 @@
 A raw row is (part, table, row, reason, raw, c0..c8): the columns a loader asked for, still text, and the number of the data row in its
 file (1 = first after the header). `part` is a hash of the row's key, so that rows of one key meet in one block after a shuffle.
 
-Choices: a file is streamed in chunks of whole lines and each chunk is parsed by Arrow; a chunk that Arrow can't take as one row
-per line (broken UTF-8, a quote that swallows line ends, `::`) goes line by line, with the same result. A file that ends in the middle
-gives one row of the table FATAL: the step that reads it fails with a sentence instead of a trace from a worker.
+Choices: a file is streamed in chunks of whole lines. Of a TSV chunk the lines that are no rows (broken UTF-8, control characters, tabs missing or too
+many) are found by looking at its bytes at once and taken out; the rest is parsed by Arrow. A CSV chunk that Arrow can't take as one row per line (a quote that
+swallows line ends) and the other dialects go line by line, with the same result. A file that ends in the middle or changes while it is read gives one
+row of the table FATAL: the step that reads it fails with a sentence instead of a trace from a worker.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -24,6 +26,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv
+from isal import igzip, isal_zlib
 
 from ugt.schema import UGTError
 
@@ -33,10 +36,11 @@ RAW = pa.schema(
     [("part", pa.int32()), ("table", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())]
     + [(f"c{i}", pa.string()) for i in range(MAX_CELLS)]
 )
-CHUNK = 8 << 20
+CHUNK = 16 << 20
 CONTROL = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F]"
+BAD_ROW: dict[str, Any] = {"row": pl.Int64, "reason": pl.String, "raw": pl.String}
 RAW_LIMIT = 1000  # characters of a bad row that are kept
-BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
+BROKEN = (EOFError, zlib.error, isal_zlib.IsalError, gzip.BadGzipFile, zipfile.BadZipFile)
 
 Dialect = Literal["tsv", "csv", "colons", "sequence"]
 
@@ -64,7 +68,7 @@ class SourceFile:
             return zipfile.ZipFile(self.path).open(self.member)
         with open(self.path, "rb") as f:
             packed = f.read(2) == b"\x1f\x8b"
-        return gzip.open(self.path, "rb") if packed else open(self.path, "rb")  # type: ignore[return-value]
+        return igzip.open(self.path, "rb") if packed else open(self.path, "rb")  # type: ignore[return-value]
 
 
 def file_columns(source: SourceFile) -> list[str]:
@@ -92,26 +96,66 @@ def file_columns(source: SourceFile) -> list[str]:
     return columns
 
 
-def read(source: SourceFile, parts: int) -> Iterator[pa.Table]:
-    """The file's rows as tables of RAW. The header must have been checked (`file_columns`)."""
-    columns = file_columns(source)
-    done = 0
+def chunks(source: SourceFile) -> Iterator[tuple[int, bytes]]:
+    """(rows before it, bytes) of each piece of about CHUNK bytes, whole lines without the header, which must have been checked (`file_columns`).
+
+    Raises UGTError naming the file and the last good row if it ends in the middle of a record or is changed while it is read.
+    """
+    before, done = _stamp(source.path), 0
     try:
         with source.open() as f:
             if source.header:
                 f.readline()
             for chunk in _chunks(f):
-                lines = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
-                table = None if source.dialect in ("colons", "sequence") else _parse_fast(source, columns, chunk, lines)
-                if table is None:
-                    table = _parse_slow(source, columns, chunk)
-                yield _finish(source, table, done, parts)
-                done += lines
+                yield done, chunk
+                done += chunk.count(b"\n") + (not chunk.endswith(b"\n"))
     except BROKEN as error:
-        message = f"{source.name} ends in the middle of a record after row {done:,} ({error}): a cut-off download? Fetch it again."
-        yield pa.table(
-            {"part": [0], "table": [FATAL], "row": [done], "reason": [message], "raw": [None]} | {f"c{i}": [None] for i in range(MAX_CELLS)}, schema=RAW
-        )
+        raise UGTError(f"{source.name} ends in the middle of a record after row {done:,} ({error}): a cut-off download? Fetch it again.") from error
+    if _stamp(source.path) != before:
+        raise UGTError(f"{source.name} was changed while it was read, after row {done:,}. Wait until it is written in full, then run the command again.")
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    stat = Path(path).stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def parse(source: SourceFile, columns: list[str], chunk: bytes, before: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(good, bad) rows of a chunk: `row` and the wanted columns as text, null where the dialect says so; the others as `row, reason, raw`.
+
+    columns: all of the file. before: rows of the file in front of the chunk.
+    """
+    if source.dialect == "tsv":
+        good, bad = _parse_tsv(source, columns, chunk)
+    else:
+        table = _parse_fast(source, columns, chunk) if source.dialect == "csv" else None
+        good, bad = _apart(source, table if table is not None else _parse_slow(source, columns, chunk))
+    key = pl.col(source.key)
+    lost = good.filter(key.is_null() | (key == ""))
+    if lost.height:
+        good = good.filter(key.is_not_null() & (key != ""))
+        bad = pl.concat([bad, lost.select("row", reason=pl.lit(f"{source.key} is missing"), raw=_rejoined(source))])
+    number = (pl.col("row") + before).cast(pl.Int64)
+    return good.with_columns(row=number), bad.select(row=number, reason="reason", raw=pl.col("raw").str.slice(0, RAW_LIMIT))
+
+
+def read(source: SourceFile, parts: int) -> Iterator[pa.Table]:
+    """The file's rows as tables of RAW. The header must have been checked (`file_columns`)."""
+    columns = file_columns(source)
+    cells = {name: f"c{i}" for i, name in enumerate(source.columns)}
+    done = 0
+    try:
+        for done, chunk in chunks(source):  # named in the row that says what went wrong
+            good, bad = parse(source, columns, chunk, done)
+            rows = pl.concat([good.rename(cells), bad], how="diagonal")
+            yield _finish(source, rows, parts)
+    except UGTError as error:
+        yield fatal(str(error))
+
+
+def fatal(message: str) -> pa.Table:
+    """The row that says why a file could not be read to its end."""
+    return pa.table({"part": [0], "table": [FATAL], "row": [0], "reason": [message], "raw": [None]} | {f"c{i}": [None] for i in range(MAX_CELLS)}, schema=RAW)
 
 
 def _chunks(f: IO[bytes]) -> Iterator[bytes]:
@@ -138,27 +182,89 @@ def _chunks(f: IO[bytes]) -> Iterator[bytes]:
         yield b"".join(pieces)
 
 
-def _parse_fast(source: SourceFile, columns: list[str], chunk: bytes, lines: int) -> pl.DataFrame | None:
-    """(row, reason, raw, c...) by Arrow, or None where Arrow doesn't see one row per line."""
+def _parse_tsv(source: SourceFile, columns: list[str], chunk: bytes) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(good, bad) by looking at the bytes: lines are ended by LF or CRLF, a row has one tab less than columns."""
+    if b"\r" in chunk:
+        chunk = chunk.replace(b"\r\n", b"\n")
+    data = np.frombuffer(chunk, np.uint8)
+    ends = np.flatnonzero(data == 10)
+    if not chunk.endswith(b"\n"):
+        ends = np.append(ends, len(chunk))
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    tabs = np.diff(np.searchsorted(np.flatnonzero(data == 9), ends), prepend=0)
+    reasons = {int(i): f"{tabs[i] + 1} columns instead of {len(columns)}" for i in np.flatnonzero(tabs != len(columns) - 1)}
+    reasons |= {int(i): "empty line" for i in np.flatnonzero(ends == starts)}
+    control = np.flatnonzero(((data < 32) & (data != 9) & (data != 10)) | (data == 127))
+    reasons |= {int(i): "control characters" for i in np.unique(np.searchsorted(ends, control))}
+    reasons |= dict.fromkeys(_undecodable(chunk, ends, source.encoding), f"not {source.encoding}")
+    order = sorted(reasons)
+    raw = [chunk[starts[i] : min(int(ends[i]), int(starts[i]) + 4 * RAW_LIMIT)].decode(source.encoding, errors="replace") for i in order]
+    bad = pl.DataFrame({"row": [i + 1 for i in order], "reason": [reasons[i] for i in order], "raw": raw}, schema=BAD_ROW)
+    rows = np.setdiff1d(np.arange(1, len(ends) + 1), np.array(order, np.int64) + 1, assume_unique=True)
+    if not len(rows):
+        return pl.DataFrame(schema={"row": pl.Int64} | dict.fromkeys(source.columns, pl.String)), bad
+    if order:
+        cuts = [0, *(x for i in order for x in (int(starts[i]), min(int(ends[i]) + 1, len(chunk)))), len(chunk)]
+        chunk = b"".join(chunk[a:b] for a, b in zip(cuts[::2], cuts[1::2], strict=True))
+    frame = pl.read_csv(
+        chunk if source.encoding == "utf-8" else chunk.decode(source.encoding).encode(),
+        has_header=False,
+        separator="\t",
+        quote_char=None,
+        null_values="\\N",
+        empty_string_is_null=False,
+        schema=dict.fromkeys(columns, pl.String),
+        columns=[columns.index(c) for c in source.columns],
+    )
+    return frame.select(*source.columns).with_columns(row=pl.Series(rows)), bad
+
+
+def _undecodable(chunk: bytes, ends: np.ndarray, encoding: str) -> list[int]:
+    """The lines of a chunk that are not text in this encoding."""
+    lines: list[int] = []
+    view, start = memoryview(chunk), 0
+    while start < len(chunk):
+        try:
+            codecs.decode(view[start:], encoding)
+            break
+        except UnicodeDecodeError as error:
+            lines.append(int(np.searchsorted(ends, start + error.start)))
+            start = int(ends[lines[-1]]) + 1
+    return lines
+
+
+def _apart(source: SourceFile, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(good, bad) of rows (row, reason, raw, wanted columns); control characters are one more reason."""
+    control = pl.any_horizontal([pl.col(c).str.contains(CONTROL).fill_null(False) for c in source.columns])
+    frame = frame.with_columns(pl.lit(None, pl.String).alias(c) for c in ("reason", "raw") if c not in frame.columns)
+    worse = frame.filter(control & pl.col("reason").is_null())
+    bad = pl.concat(
+        [frame.filter(pl.col("reason").is_not_null()).select(*BAD_ROW), worse.select("row", reason=pl.lit("control characters"), raw=_rejoined(source))]
+    )
+    return frame.filter(pl.col("reason").is_null() & ~control).select("row", *source.columns), bad
+
+
+def _rejoined(source: SourceFile) -> pl.Expr:
+    return pl.concat_str([pl.col(c).fill_null("\\N") for c in source.columns], separator="\t")
+
+
+def _parse_fast(source: SourceFile, columns: list[str], chunk: bytes) -> pl.DataFrame | None:
+    """(row, reason, raw, wanted columns) of a CSV chunk by Arrow, or None where Arrow doesn't see one row per line."""
+    lines = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
     bad: list[tuple[int, str, str]] = []
 
     def on_bad(row: pyarrow.csv.InvalidRow) -> str:
         bad.append((row.number or 0, f"{row.actual_columns} columns instead of {row.expected_columns}", row.text))
         return "skip"
 
-    tsv = source.dialect == "tsv"
-    if tsv and b"\r" in chunk.replace(b"\r\n", b""):
-        return None  # Arrow takes a bare carriage return for a line end
     try:
         table = pyarrow.csv.read_csv(
             io.BytesIO(chunk),
             read_options=pyarrow.csv.ReadOptions(column_names=columns, use_threads=False, block_size=len(chunk) + 1, encoding=source.encoding),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter="\t" if tsv else ",", quote_char=False if tsv else '"', double_quote=not tsv, ignore_empty_lines=True, invalid_row_handler=on_bad
-            ),
+            parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=True, invalid_row_handler=on_bad),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types={c: pa.string() for c in columns},
-                null_values=["\\N"] if tsv else [""],
+                null_values=[""],
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=False,
                 include_columns=list(source.columns),
@@ -170,8 +276,8 @@ def _parse_fast(source: SourceFile, columns: list[str], chunk: bytes, lines: int
         return None
     bad_rows = np.array([number for number, *_ in bad], np.int64)
     good_rows = np.setdiff1d(np.arange(1, lines + 1), bad_rows)
-    good = pl.DataFrame(pl.from_arrow(table.rename_columns([f"c{i}" for i in range(len(source.columns))]))).with_columns(row=pl.Series(good_rows))
-    worse = pl.DataFrame(bad, schema={"row": pl.Int64, "reason": pl.String, "raw": pl.String}, orient="row")
+    good = pl.DataFrame(pl.from_arrow(table)).with_columns(row=pl.Series(good_rows))
+    worse = pl.DataFrame(bad, schema=BAD_ROW, orient="row")
     return pl.concat([good, worse], how="diagonal")
 
 
@@ -187,7 +293,7 @@ def _parse_slow(source: SourceFile, columns: list[str], chunk: bytes) -> pl.Data
             rows.append({"row": number, "reason": f"not {source.encoding}", "raw": line.decode(source.encoding, errors="replace")})
             continue
         if source.dialect == "sequence":
-            rows += _sequence(text, number)
+            rows += _sequence(source, text, number)
             continue
         cells = _cut(source.dialect, text)
         if len(cells) != len(columns):
@@ -195,8 +301,8 @@ def _parse_slow(source: SourceFile, columns: list[str], chunk: bytes) -> pl.Data
             rows.append({"row": number, "reason": reason, "raw": text})
             continue
         null = "\\N" if source.dialect == "tsv" else ""
-        rows.append({"row": number, **{f"c{i}": None if cells[a] == null else cells[a] for i, a in enumerate(at)}})
-    schema = {"row": pl.Int64, "reason": pl.String, "raw": pl.String} | {f"c{i}": pl.String for i in range(len(source.columns))}
+        rows.append({"row": number, **{name: None if cells[a] == null else cells[a] for name, a in zip(source.columns, at, strict=True)}})
+    schema = BAD_ROW | dict.fromkeys(source.columns, pl.String)
     return pl.DataFrame(rows, schema=schema)
 
 
@@ -211,28 +317,19 @@ def _cut(dialect: Dialect, text: str) -> list[str]:
         return []
 
 
-def _sequence(text: str, line: int) -> list[dict[str, Any]]:
+def _sequence(source: SourceFile, text: str, line: int) -> list[dict[str, Any]]:
     """`user item item ...`: one row per interaction (user, item, position)."""
     user, *items = text.split() or [""]
     if not user or not items:
         return [{"row": line, "reason": "a line must be a user and at least one item" if user else "empty line", "raw": text}]
-    return [{"row": line, "c0": user, "c1": item, "c2": str(position)} for position, item in enumerate(items)]
+    return [{"row": line, **dict(zip(source.columns, (user, item, str(position)), strict=True))} for position, item in enumerate(items)]
 
 
-def _finish(source: SourceFile, frame: pl.DataFrame, before: int, parts: int) -> pa.Table:
-    """Row numbers of the file, control characters as a reason, the partition."""
-    names = [f"c{i}" for i in range(len(source.columns))]
-    frame = frame.with_columns(pl.lit(None, pl.String).alias(c) for c in ("reason", "raw") if c not in frame.columns)
-    cells = pl.concat_str([pl.col(n).fill_null("\\N") for n in names], separator="\t")
-    control = pl.any_horizontal([pl.col(n).str.contains(CONTROL).fill_null(False) for n in names])
-    empty = (pl.col(f"c{source.columns.index(source.key)}").fill_null("") == "") & pl.col("reason").is_null()
-    frame = frame.with_columns(
-        reason=pl.when(control).then(pl.lit("control characters")).when(empty).then(pl.lit(f"{source.key} is missing")).otherwise(pl.col("reason")),
-        raw=pl.when(control | empty).then(cells).otherwise(pl.col("raw")).str.slice(0, RAW_LIMIT),
-    )
+def _finish(source: SourceFile, frame: pl.DataFrame, parts: int) -> pa.Table:
+    """The partition of each row, and every column of RAW."""
     key = pl.col(f"c{source.columns.index(source.key)}").fill_null("")
     if source.key_of:
         key = key.replace(list(source.key_of), list(source.key_of.values()))
-    frame = frame.with_columns(part=(key.hash(seed=0) % parts).cast(pl.Int32), table=pl.lit(source.table), row=pl.col("row") + before)
-    frame = frame.with_columns(pl.lit(None, pl.String).alias(f"c{i}") for i in range(len(names), MAX_CELLS))
+    frame = frame.with_columns(part=(key.hash(seed=0) % parts).cast(pl.Int32), table=pl.lit(source.table))
+    frame = frame.with_columns(pl.lit(None, pl.String).alias(f"c{i}") for i in range(len(source.columns), MAX_CELLS))
     return frame.select(RAW.names).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(RAW)
