@@ -1,26 +1,173 @@
-"""Ray Data around the sources' kernels: read files into raw rows, bring rows of one key together, run a kernel per partition.
+"""Ray Data around the sources' kernels: read files, bring rows of one key together, run a kernel per partition.
 
-A kernel takes and gives plain tables, so the same code is tested without Ray. What a partition gives back (several tables of different
-schemas) travels as Arrow IPC bytes in one row per table; the driver alone writes to disk, so workers need no shared folder.
+A kernel takes and gives plain tables, so the same code is tested without Ray. Tables of different schemas travel as Arrow IPC bytes, one row of (part, name,
+bytes) each: what Ray Data shuffles is then a few large rows per block, whatever they hold. A file is unpacked on the driver's node (a local folder is only
+there) into chunks, which any node parses, narrows and cuts into partitions (`narrowed`); Ray Data's hash shuffle brings each partition together (`joined`). The
+driver alone writes to disk, so workers need no shared folder: it gets Parquet bytes and holds one part at a time.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data.sources.rows import FATAL, RAW, SourceFile, file_columns, read
+from data.sources.rows import CHUNK, FATAL, RAW, SourceFile, Unreadable, chunks, file_columns, parse, read
 from ugt.schema import UGTError
 
 # what a kernel gives back: tables by name
 Tables = Mapping[str, pa.Table]
 BLOBS = pa.schema([("name", pa.string()), ("ipc", pa.large_binary())])
+
+
+PIECES = pa.schema([("source", pa.int32()), ("before", pa.int64()), ("chunk", pa.large_binary())])
+PARTS = pa.schema([("part", pa.int32()), ("name", pa.string()), ("data", pa.large_binary())])
+LOOSE = -1  # the part of what belongs to none: counts, bad rows
+Piece = tuple[int, str, pl.DataFrame | bytes]  # bytes: a Parquet file
+PARQUET = ".parquet"
+
+
+def narrowed(sources: list[SourceFile], kernel: Callable[..., Iterable[Piece]], **arguments: Any) -> ray.data.Dataset:
+    """`kernel(table, good, bad, **arguments)` over chunks of the files, as rows of PARTS. Large arguments go in as `ray.put` references.
+
+    Raises UGTError if a file isn't there or has other columns.
+    """
+    columns = [file_columns(source) for source in sources]
+    with _small_blocks():
+        pieces = _listed(sources).map_batches(_pieces, fn_args=(sources,), batch_size=None, batch_format="pyarrow", num_cpus=0, ray_remote_args_fn=_here())
+        return pieces.map_batches(_narrow, fn_args=(sources, columns, kernel, arguments), batch_size=None, batch_format="pyarrow")
+
+
+def joined(dataset: ray.data.Dataset, parts: int, kernel: Callable[..., Iterable[Piece]], **arguments: Any) -> ray.data.Dataset:
+    """`kernel(part, tables, **arguments)` over all rows of each part of PARTS, as rows of PARTS; `tables` by name. Loose ones pass through."""
+    with _small_blocks():
+        return dataset.groupby("part", num_partitions=parts).map_groups(_join, fn_args=(kernel, arguments), batch_format="pyarrow")
+
+
+def loose(dataset: ray.data.Dataset) -> ray.data.Dataset:
+    """The rows of PARTS that belong to no part."""
+    return dataset.map_batches(lambda t: t.filter(pa.compute.equal(t["part"], LOOSE)), batch_size=None, batch_format="pyarrow")
+
+
+def gather(dataset: ray.data.Dataset, out_dir: Path) -> dict[str, list[pl.DataFrame]]:
+    """The tables of rows of PARTS by name; Parquet files go to `<out_dir>/<name>/part-<part>.parquet` as they come.
+
+    Raises UGTError with the sentence of a file that could not be read to its end.
+    """
+    found: dict[str, list[pl.DataFrame]] = defaultdict(list)
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for part, name, data in zip(batch["part"].to_pylist(), batch["name"].to_pylist(), batch["data"], strict=True):
+            if name.endswith(PARQUET):
+                folder = out_dir / name.removesuffix(PARQUET)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"part-{part:05d}.parquet").write_bytes(data.as_buffer())
+            else:
+                found[name].append(unpacked(data))
+    if FATAL in found:
+        raise UGTError(found[FATAL][0]["reason"][0])
+    return found
+
+
+def packed(pieces: Iterable[Piece]) -> pa.Table:
+    """Rows of PARTS; empty tables are left out."""
+    rows: list[tuple[int, str, bytes]] = []
+    for part, name, data in pieces:
+        if isinstance(data, bytes):
+            rows.append((part, name, data))
+        elif data.height:
+            sink = pa.BufferOutputStream()
+            arrow = data.to_arrow()
+            with pa.ipc.new_stream(sink, arrow.schema) as writer:
+                writer.write_table(arrow)
+            rows.append((part, name, sink.getvalue().to_pybytes()))
+    return pa.table([pa.array(c, t) for c, t in zip(zip(*rows, strict=True), PARTS.types, strict=True)], schema=PARTS) if rows else PARTS.empty_table()
+
+
+def unpacked(data: pa.LargeBinaryScalar) -> pl.DataFrame:
+    return frame(pa.ipc.open_stream(data.as_buffer()).read_all())
+
+
+def parquet(rows: pl.DataFrame, schema: pa.Schema) -> bytes:
+    """A Parquet file of a frame under one of `ugt.artifacts`' schemas."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table(rows, schema), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def split(rows: pl.DataFrame, name: str, size: int) -> Iterator[Piece]:
+    """A table cut by its `slot` into parts of `size` slots."""
+    for (part,), piece in rows.with_columns(part=pl.col("slot") // size).partition_by("part", as_dict=True, include_key=False).items():
+        yield int(part), name, piece
+
+
+def _pieces(batch: pa.Table, sources: list[SourceFile]) -> Iterator[pa.Table]:
+    yield PIECES.empty_table()  # a file without rows still has the schema
+    for number in batch["source"].to_pylist():
+        try:
+            for before, chunk in chunks(sources[number]):
+                yield pa.table({"source": [number], "before": [before], "chunk": [chunk]}, schema=PIECES)
+        except Unreadable as error:
+            yield pa.table({"source": [-1], "before": [error.row], "chunk": [str(error).encode()]}, schema=PIECES)
+
+
+def _narrow(
+    batch: pa.Table, sources: list[SourceFile], columns: list[list[str]], kernel: Callable[..., Iterable[Piece]], arguments: dict[str, Any]
+) -> pa.Table:
+    arguments = _resolved(arguments)
+    pieces: list[Piece] = []
+    for number, before, chunk in zip(batch["source"].to_pylist(), batch["before"].to_pylist(), batch["chunk"], strict=True):
+        if number < 0:
+            pieces.append((LOOSE, FATAL, pl.DataFrame({"reason": [chunk.as_py().decode()]})))
+        else:
+            source = sources[number]
+            good, bad = parse(source, columns[number], chunk.as_py(), before)
+            pieces += kernel(source.table, good, bad.select(table=pl.lit(source.table), row="row", reason="reason", raw="raw"), **arguments)
+    return packed(pieces)
+
+
+def _join(batch: pa.Table, kernel: Callable[..., Iterable[Piece]], arguments: dict[str, Any]) -> pa.Table:
+    if not batch.num_rows:
+        return PARTS.empty_table()
+    part = batch["part"][0].as_py()
+    if part == LOOSE:
+        return batch
+    tables: dict[str, list[pl.DataFrame]] = defaultdict(list)
+    for name, data in zip(batch["name"].to_pylist(), batch["data"], strict=True):
+        tables[name].append(unpacked(data))
+    return packed(kernel(part, {name: pl.concat(rows) for name, rows in tables.items()}, **_resolved(arguments)))
+
+
+def _resolved(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: ray.get(value) if isinstance(value, ray.ObjectRef) else value for name, value in arguments.items()}
+
+
+def _listed(sources: list[SourceFile]) -> ray.data.Dataset:
+    return ray.data.from_items([{"source": i} for i in range(len(sources))], override_num_blocks=max(1, len(sources)))
+
+
+def _here() -> Callable[[], dict[str, Any]]:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return lambda: {"scheduling_strategy": here}
+
+
+@contextmanager
+def _small_blocks() -> Iterator[None]:
+    """Blocks of about a chunk, so that there are many to work on at once; Ray Data's own size would join eight."""
+    context = ray.data.DataContext.get_current()
+    before = context.target_max_block_size
+    context.target_max_block_size = CHUNK
+    try:
+        yield
+    finally:
+        context.target_max_block_size = before
 
 
 def raw_rows(sources: list[SourceFile], parts: int) -> ray.data.Dataset:
@@ -30,11 +177,7 @@ def raw_rows(sources: list[SourceFile], parts: int) -> ray.data.Dataset:
     """
     for source in sources:
         file_columns(source)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    dataset = ray.data.from_items([{"source": i} for i in range(len(sources))], override_num_blocks=len(sources))
-    return dataset.map_batches(
-        _read, fn_args=(sources, parts), batch_size=None, batch_format="pyarrow", num_cpus=0, ray_remote_args_fn=lambda: {"scheduling_strategy": here}
-    )
+    return _listed(sources).map_batches(_read, fn_args=(sources, parts), batch_size=None, batch_format="pyarrow", num_cpus=0, ray_remote_args_fn=_here())
 
 
 def _read(batch: pa.Table, sources: list[SourceFile], parts: int) -> Iterator[pa.Table]:
@@ -61,8 +204,7 @@ def _run(batch: pa.Table, kernel: Callable[..., Tables], arguments: dict[str, An
     fatal = batch.filter(pa.compute.equal(batch["table"], FATAL)) if "table" in batch.column_names else batch.slice(0, 0)
     if fatal.num_rows:
         return _pack({FATAL: fatal.select(["reason"])})
-    arguments = {name: ray.get(value) if isinstance(value, ray.ObjectRef) else value for name, value in arguments.items()}
-    return _pack(kernel(batch, **arguments))
+    return _pack(kernel(batch, **_resolved(arguments)))
 
 
 def _pack(tables: Tables) -> pa.Table:

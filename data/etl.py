@@ -1,6 +1,6 @@
 """Sources to canonical tables: items, people, credits, users, events, and the quarantine of rows that could not be read.
 
-Two shuffles at most: everything about a title meets by its key, everything about a user by the user. Output order follows from the
+Everything about a title meets by its key (`data.titles`), everything about a person and about a user likewise. Output order follows from the
 data alone (items by id, events by user, time and place in the file), so a second run writes the same tables. A source file is read as
 it is; what leaves its rows on the way is counted per table, and the counts must add up (`figures["tables"]`).
 """
@@ -17,13 +17,14 @@ import polars as pl
 import pyarrow as pa
 import ray
 
-from data import distribute
+from data import distribute, titles
 from data.distribute import Tables, frame, table
 from data.quality import BAD, Tally
 from data.sources import amazon, imdb, movielens, sequences
+from data.sources.imdb import Known
 from data.sources.rows import SourceFile, file_columns
 from ugt import holdout
-from ugt.artifacts import CREDITS, EVENTS, ITEMS, PEOPLE, QUARANTINE, USERS, write_table
+from ugt.artifacts import CREDITS, EVENTS, ITEMS, QUARANTINE, USERS, read_table, write_table
 from ugt.schema import SourceKind, UGTError
 from ugt.settings import EtlConfig
 from ugt.synthetic import SampleConfig, write_events_for
@@ -85,38 +86,58 @@ def run(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None, config: 
     Raises UGTError naming file and way out: missing folder or file, other columns, a file that is cut off, an empty catalogue, no events.
     """
     chosen = plan(kind, data_dir, imdb_dir)
+    if kind == "imdb" and config.hold_out:
+        raise UGTError("etl.hold_out needs events of people; those of --source imdb are generated from the catalogue. Set it to 0, or name another source.")
     tally = Tally()
-    bad: list[pa.Table] = []
-    items, credits = _catalogue(kind, chosen, config, tally, bad)
-    if items.num_rows == 0:
-        raise UGTError(f"the catalogue of {data_dir} is empty: no readable title is left (types kept: {', '.join(config.title_types)}). {_reasons(bad)}")
-    people = _people(chosen, credits, config, tally, bad)
-    figures: dict[str, Any] = {"source": kind, "items": items.num_rows, "people": people.num_rows, "credits": credits.num_rows}
-    write_table(people, out_dir / "people")
+    bad: list[pl.DataFrame] = []
     if kind == "imdb":
-        if config.hold_out:
-            raise UGTError("etl.hold_out needs events of people; those of --source imdb are generated from the catalogue. Set it to 0, or name another source.")
-        write_table(items, out_dir / "items")
-        write_table(credits, out_dir / "credits")
+        figures = catalogue(chosen, config, out_dir, tally, bad)
+        items, credits = read_table(out_dir / "items", ITEMS), read_table(out_dir / "credits", CREDITS)
         figures |= write_events_for(items, credits, sample or SampleConfig(), out_dir)
     else:
-        events, users = _events(kind, chosen, items, config, tally, bad)
-        if events.num_rows == 0:
-            raise UGTError(f"{', '.join(f.name for f in chosen.events.values())} hold no event of a known item. {_reasons(bad)}")
-        if config.hold_out:
-            items, credits, events, held_figures = _hold_out(items, credits, events, config, out_dir / holdout.FOLDER)
-            figures |= {"items": items.num_rows, "credits": credits.num_rows} | held_figures
-        write_table(items, out_dir / "items")
-        write_table(credits, out_dir / "credits")
-        write_table(events, out_dir / "events")
-        write_table(users, out_dir / "users")
-        figures |= {"users": users.num_rows, "events": events.num_rows, "density": round(events.num_rows / (users.num_rows * items.num_rows), 6)}
-        figures |= _event_figures(events)
+        figures = _with_events(kind, chosen, config, out_dir, tally, bad)
     names = {f.table: f.name for f in chosen.all}
-    quarantine = pl.concat([pl.DataFrame(schema=BAD), *(frame(b) for b in bad)]).sort("table", "row", "reason")
+    quarantine = pl.concat([pl.DataFrame(schema=BAD), *bad]).sort("table", "row", "reason")
     quarantine = quarantine.with_columns(file=pl.col("table").replace_strict(names, default=None, return_dtype=pl.String))
     write_table(table(quarantine, QUARANTINE), out_dir / "quarantine")
-    return figures | {"tables": tally.figures(), "quarantined": quarantine.height, "covered_by_imdb": _covered(chosen, items)}
+    return {"source": kind, **figures, "tables": tally.figures(), "quarantined": quarantine.height}
+
+
+def catalogue(chosen: Plan, config: EtlConfig, out_dir: Path, tally: Tally, bad: list[pl.DataFrame]) -> dict[str, Any]:
+    """Write items, credits, episodes and people of IMDb's own titles; their numbers. Raises UGTError if no title is left."""
+    items, credits, people = titles.of_imdb(chosen.titles, config.title_types, out_dir, tally, bad)
+    if not items:
+        raise UGTError(_empty(chosen.titles["title.basics"].path, config, bad))
+    return {"items": items, "people": titles.write_people(chosen.names, people, out_dir, tally, bad), "credits": credits, "covered_by_imdb": items}
+
+
+def _with_events(kind: SourceKind, chosen: Plan, config: EtlConfig, out_dir: Path, tally: Tally, bad: list[pl.DataFrame]) -> dict[str, Any]:
+    """Write the tables of a source that has events of people; their figures."""
+    if kind in ("movielens", "sample"):
+        movies = {t: f for t, f in chosen.titles.items() if t in ("movies", "links")}
+        rows, credit_rows, counts = titles.of_movielens(movies, {t: f for t, f in chosen.titles.items() if t not in movies}, tally, bad)
+        covered = int(counts["covered"].sum())
+    else:
+        rows, credit_rows, covered = _products(kind, chosen, config, tally, bad), pl.DataFrame(schema=imdb.CREDIT | {"item_index": pl.Int32}), 0
+    if not rows.height:
+        raise UGTError(_empty(next(iter(chosen.all)).path, config, bad))
+    items, credits = table(rows, ITEMS), table(credit_rows, CREDITS)
+    wanted = Known.of(credit_rows.select(pl.col("person_id").unique()).select(n=imdb.number("person_id"))["n"].to_numpy())
+    figures: dict[str, Any] = {"items": items.num_rows, "people": titles.write_people(chosen.names, wanted, out_dir, tally, bad), "credits": credits.num_rows}
+    events, users = _events(kind, chosen, items, config, tally, bad)
+    if events.num_rows == 0:
+        raise UGTError(f"{', '.join(f.name for f in chosen.events.values())} hold no event of a known item. {_reasons(bad)}")
+    if config.hold_out:
+        items, credits, events, held_figures = _hold_out(items, credits, events, config, out_dir / holdout.FOLDER)
+        figures |= {"items": items.num_rows, "credits": credits.num_rows} | held_figures
+    for name, rows_of_it in (("items", items), ("credits", credits), ("events", events), ("users", users)):
+        write_table(rows_of_it, out_dir / name)
+    figures |= {"users": users.num_rows, "events": events.num_rows, "density": round(events.num_rows / (users.num_rows * items.num_rows), 6)}
+    return figures | _event_figures(events) | {"covered_by_imdb": covered}
+
+
+def _empty(place: str, config: EtlConfig, bad: list[pl.DataFrame]) -> str:
+    return f"the catalogue of {Path(place).parent} is empty: no readable title is left (types kept: {', '.join(config.title_types)}). {_reasons(bad)}"
 
 
 def _hold_out(items: pa.Table, credits: pa.Table, events: pa.Table, config: EtlConfig, folder: Path) -> tuple[pa.Table, pa.Table, pa.Table, dict[str, Any]]:
@@ -127,35 +148,22 @@ def _hold_out(items: pa.Table, credits: pa.Table, events: pa.Table, config: EtlC
     return parted.items, parted.credits, parted.events, {"held_out_items": parted.held_items.num_rows, "held_out_events": parted.held_events.num_rows}
 
 
-def _catalogue(kind: SourceKind, chosen: Plan, config: EtlConfig, tally: Tally, bad: list[pa.Table]) -> tuple[pa.Table, pa.Table]:
-    """(items with their index, credits)."""
+def _products(kind: SourceKind, chosen: Plan, config: EtlConfig, tally: Tally, bad: list[pl.DataFrame]) -> pl.DataFrame:
+    """ITEM rows with `item_index` of the items that occur in sequences, with the texts there are."""
+    known = _tokens(chosen, config)
     if kind == "amazon":
-        about = amazon.texts(Path(chosen.events["sequences"].path).parent)
-        found: dict[str, list[pa.Table]] = {"items": [amazon.titles(_tokens(chosen, config), about).to_arrow(compat_level=pl.CompatLevel.oldest())]}
-    elif kind == "sequences":
-        known = _tokens(chosen, config)
-        if chosen.titles:
-            raw = distribute.raw_rows(list(chosen.titles.values()), config.blocks)
-            found = distribute.per_partition(raw, text_kernel, config.blocks, known=ray.put(known), partitions=config.blocks)
-            met = pl.concat([pl.DataFrame(schema={"item_id": pl.String}), *(frame(t).select("item_id") for t in found["items"])])
-            rest = known.join(met, on="item_id", how="anti")  # partitions that no text fell into
-        else:
-            found, rest = {"items": []}, known
-        found["items"].append(amazon.titles(rest, amazon.NOTHING).to_arrow(compat_level=pl.CompatLevel.oldest()))
+        rows = amazon.titles(known, amazon.texts(Path(chosen.events["sequences"].path).parent))
+    elif chosen.titles:
+        raw = distribute.raw_rows(list(chosen.titles.values()), config.blocks)
+        found = distribute.per_partition(raw, text_kernel, config.blocks, known=ray.put(known), partitions=config.blocks)
+        _settle(found, tally, bad)
+        described = pl.concat([pl.DataFrame(schema=imdb.ITEM), *(frame(t) for t in found["items"])])
+        # partitions that no text fell into
+        rows = pl.concat([described, amazon.titles(known.join(described, on="item_id", how="anti"), amazon.NOTHING)])
     else:
-        files = dict(chosen.titles)
-        if kind != "imdb":
-            files |= movielens.keyed(files)
-        raw = distribute.raw_rows(list(files.values()), config.blocks)
-        found = distribute.per_partition(raw, title_kernel, config.blocks, tables=list(files), title_types=config.title_types)
-    _settle(found, tally, bad)
-    rows = (
-        pl.concat([frame(t) for t in found["items"]] or [pl.DataFrame(schema=imdb.ITEM)]).sort("item_id").unique("item_id", keep="first", maintain_order=True)
-    )
-    rows = rows.with_row_index("item_index").with_columns(pl.col("item_index").cast(pl.Int32))
-    credits = pl.concat([pl.DataFrame(schema=imdb.CREDIT), *(frame(t) for t in found.get("credits", []))])
-    credits = credits.join(rows.select("item_id", "item_index"), on="item_id").sort("item_index", "role", "ordering", "person_id")
-    return table(rows, ITEMS), table(credits, CREDITS)
+        rows = amazon.titles(known, amazon.NOTHING)
+    rows = rows.sort("item_id").unique("item_id", keep="first", maintain_order=True).with_row_index("item_index")
+    return rows.with_columns(pl.col("item_index").cast(pl.Int32))
 
 
 def _tokens(chosen: Plan, config: EtlConfig) -> pl.DataFrame:
@@ -163,19 +171,7 @@ def _tokens(chosen: Plan, config: EtlConfig) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(schema={"item_id": pl.String}), *(frame(t) for t in found["items"])]).unique().sort("item_id")
 
 
-def _people(chosen: Plan, credits: pa.Table, config: EtlConfig, tally: Tally, bad: list[pa.Table]) -> pa.Table:
-    if chosen.names is None:
-        return PEOPLE.empty_table()
-    needed = pl.Series(frame(credits)["person_id"].unique().sort())
-    found = distribute.per_block(distribute.raw_rows([chosen.names], config.blocks), people_kernel, needed=ray.put(needed))
-    _settle(found, tally, bad)
-    rows = pl.concat([pl.DataFrame(schema=imdb.PERSON), *(frame(t) for t in found.get("people", []))]).sort("person_id", "name")
-    kept = rows.unique("person_id", keep="first", maintain_order=True)
-    tally.add("name.basics", out=kept.height - rows.height, duplicate=rows.height - kept.height)
-    return table(kept, PEOPLE)
-
-
-def _events(kind: SourceKind, chosen: Plan, items: pa.Table, config: EtlConfig, tally: Tally, bad: list[pa.Table]) -> tuple[pa.Table, pa.Table]:
+def _events(kind: SourceKind, chosen: Plan, items: pa.Table, config: EtlConfig, tally: Tally, bad: list[pl.DataFrame]) -> tuple[pa.Table, pa.Table]:
     known = ray.put(frame(items).select("item_id", "item_index"))
     raw = distribute.raw_rows(list(chosen.events.values()), config.blocks)
     found = distribute.per_partition(raw, event_kernel, config.blocks, kind=kind, item_ids=known, tables=list(chosen.events), min_events=config.min_user_events)
@@ -192,12 +188,6 @@ PROFILE: dict[str, Any] = {"user_id": pl.String, "gender": pl.String, "age": pl.
 # --- kernels: one partition of raw rows in, tables out; run in Ray's workers and, in tests, without Ray
 
 
-def title_kernel(batch: pa.Table, tables: list[str], title_types: tuple[str, ...]) -> Tables:
-    raw = frame(batch)
-    part = movielens.titles(raw, tables) if "movies" in tables else imdb.titles(raw, tables, title_types)
-    return {"items": _arrow(part.items), "credits": _arrow(part.credits), **_bookkeeping(part)}
-
-
 def text_kernel(batch: pa.Table, known: pl.DataFrame, partitions: int) -> Tables:
     here = set(batch["part"].to_pylist())
     part = sequences.titles(frame(batch), known.filter((pl.col("item_id").hash(seed=0) % partitions).cast(pl.Int32).is_in(list(here))))
@@ -206,11 +196,6 @@ def text_kernel(batch: pa.Table, known: pl.DataFrame, partitions: int) -> Tables
 
 def token_kernel(batch: pa.Table) -> Tables:
     return {"items": _arrow(sequences.tokens(frame(batch)))}
-
-
-def people_kernel(batch: pa.Table, needed: pl.Series) -> Tables:
-    part = imdb.people(frame(batch), needed)
-    return {"people": _arrow(part.items), **_bookkeeping(part)}
 
 
 def event_kernel(batch: pa.Table, kind: SourceKind, item_ids: pl.DataFrame, tables: list[str], min_events: int) -> Tables:
@@ -236,23 +221,18 @@ def _arrow(rows: pl.DataFrame) -> pa.Table:
     return rows.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
-def _settle(found: dict[str, list[pa.Table]], tally: Tally, bad: list[pa.Table]) -> None:
+def _settle(found: dict[str, list[pa.Table]], tally: Tally, bad: list[pl.DataFrame]) -> None:
     for counts in found.pop("tally", []):
         tally.merge(json.loads(counts["json"][0].as_py()))
-    bad += found.pop("bad", [])
+    bad += [frame(b) for b in found.pop("bad", [])]
 
 
-def _reasons(bad: list[pa.Table]) -> str:
-    rows = pl.concat([pl.DataFrame(schema=BAD), *(frame(b) for b in bad)])
+def _reasons(bad: list[pl.DataFrame]) -> str:
+    rows = pl.concat([pl.DataFrame(schema=BAD), *bad])
     if rows.height == 0:
         return "Check that the files belong together."
     first = rows.row(0, named=True)
     return f"{rows.height:,} rows could not be read, the first: {first['table']} row {first['row']}, {first['reason']}."
-
-
-def _covered(chosen: Plan, items: pa.Table) -> int:
-    """Items that IMDb's title.basics describes (a head of the file covers few)."""
-    return int(frame(items)["original_title"].is_not_null().sum()) if "title.basics" in chosen.titles else 0
 
 
 def _event_figures(events: pa.Table) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from ugt.schema import UGTError
 Kind = Literal["text", "int", "float"]
 
 
+RAW_CHARACTERS = 1000  # of a bad row that are kept
+
+
 @dataclass(frozen=True)
 class Column:
     """A rule for one column: its type, whether it may be null, its range and its pattern."""
@@ -25,6 +28,7 @@ class Column:
     low: float | None = None
     high: float | None = None
     pattern: str | None = None
+    longest: int = 10_000  # bytes of a text; what is longer is no title, whatever the column says
 
 
 # one source row that didn't make it: table, row number in its file, why, its text
@@ -34,31 +38,54 @@ BAD: dict[str, Any] = {"table": pl.String, "row": pl.Int64, "reason": pl.String,
 def typed(raw: pl.DataFrame, table: str, columns: tuple[Column, ...]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(good, bad): the rows of `table` with typed columns and `row`; the rest as BAD rows, the first broken rule as the reason."""
     raw = raw.filter(pl.col("table") == table)
-    names = {f"c{i}": c.name for i, c in enumerate(columns)}
-    frame = raw.rename(names)
-    reason: Any = pl.when(pl.col("reason").is_not_null()).then(pl.col("reason"))
-    casts = []
+    unread = raw.filter(pl.col("reason").is_not_null())
+    good, bad = checked(raw.filter(pl.col("reason").is_null()).rename({f"c{i}": c.name for i, c in enumerate(columns)}), table, columns)
+    return good, pl.concat([unread.select(*BAD), bad])
+
+
+def checked(rows: pl.DataFrame, table: str, columns: tuple[Column, ...]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The same for rows that were read: `row` and the columns as text."""
+    values = {c.name: _value(c) for c in columns}
+    marked = rows.with_columns(**{f"typed_{name}": value for name, value in values.items()})
+    marked = marked.with_columns(sound=pl.all_horizontal([~broken.fill_null(False) for c in columns for broken, _ in _rules(c, pl.col(f"typed_{c.name}"))]))
+    good = marked.filter("sound").select("row", *(pl.col(f"typed_{c.name}").alias(c.name) for c in columns))
+    worse = marked.filter(~pl.col("sound"))
+    if not worse.height:
+        return good, pl.DataFrame(schema=BAD)
+    reason: Any = pl
     for c in columns:
-        text = pl.col(c.name) if c.kind == "text" else pl.col(c.name).replace("", None)  # an empty number is no number
-        value = text
-        if c.kind != "text":
-            value = text.cast(pl.Int64 if c.kind == "int" else pl.Float64, strict=False)
-            broken = value.is_null() | value.is_infinite() | value.is_nan() if c.kind == "float" else value.is_null()
-            reason = reason.when(text.is_not_null() & broken).then(pl.concat_str([pl.lit(f"{c.name} is not a number: "), text.str.slice(0, 80)]))
-            casts.append(value.alias(c.name))
-        if c.required:
-            reason = reason.when(text.is_null()).then(pl.lit(f"{c.name} is missing"))
-        if c.low is not None:
-            reason = reason.when(value < c.low).then(pl.concat_str([pl.lit(f"{c.name} is below {c.low:g}: "), text]))
-        if c.high is not None:
-            reason = reason.when(value > c.high).then(pl.concat_str([pl.lit(f"{c.name} is above {c.high:g}: "), text]))
-        if c.pattern is not None:
-            reason = reason.when(~text.str.contains(c.pattern)).then(pl.concat_str([pl.lit(f"{c.name} is malformed: "), text.str.slice(0, 80)]))
-    frame = frame.with_columns(reason=reason.otherwise(None))
-    rejoined = pl.concat_str([pl.col(c.name).fill_null("\\N") for c in columns], separator="\t")
-    bad = frame.filter(pl.col("reason").is_not_null()).with_columns(raw=pl.coalesce("raw", rejoined)).select(*BAD)
-    good = frame.filter(pl.col("reason").is_null()).with_columns(casts).select("row", *names.values())
-    return good, bad
+        for broken, why in _rules(c, pl.col(f"typed_{c.name}")):
+            reason = reason.when(broken.fill_null(False)).then(why)
+    text = pl.concat_str([pl.col(c.name).fill_null("\\N") for c in columns], separator="\t").str.slice(0, RAW_CHARACTERS)
+    return good, worse.select(table=pl.lit(table), row=pl.col("row").cast(pl.Int64), reason=reason.otherwise(None), raw=text)
+
+
+def _value(c: Column) -> pl.Expr:
+    if c.kind == "text":
+        return pl.col(c.name)
+    return pl.col(c.name).replace("", None).cast(pl.Int64 if c.kind == "int" else pl.Float64, strict=False)  # an empty number is no number
+
+
+def _rules(c: Column, value: pl.Expr) -> list[tuple[pl.Expr, pl.Expr]]:
+    """(where the rule is broken, why) of a column; `value` is its typed form. Null where the rule does not apply."""
+    text = pl.col(c.name)
+    given = text.is_not_null() & (text != "")
+    start = text.str.slice(0, 80)
+    rules: list[tuple[pl.Expr, pl.Expr]] = []
+    if c.kind != "text":
+        number = value.is_null() if c.kind == "int" else value.is_null() | value.is_infinite() | value.is_nan()
+        rules.append((given & number, pl.concat_str([pl.lit(f"{c.name} is not a number: "), start])))
+    else:
+        rules.append((text.str.len_bytes() > c.longest, pl.lit(f"{c.name} is longer than {c.longest:,} bytes")))
+    if c.required:
+        rules.append((~given, pl.lit(f"{c.name} is missing")))
+    if c.low is not None:
+        rules.append((value < c.low, pl.concat_str([pl.lit(f"{c.name} is below {c.low:g}: "), start])))
+    if c.high is not None:
+        rules.append((value > c.high, pl.concat_str([pl.lit(f"{c.name} is above {c.high:g}: "), start])))
+    if c.pattern is not None:
+        rules.append((~text.str.contains(c.pattern), pl.concat_str([pl.lit(f"{c.name} is malformed: "), start])))
+    return rules
 
 
 def reject(frame: pl.DataFrame, table: str, where: pl.Expr, reason: pl.Expr, columns: tuple[Column, ...]) -> tuple[pl.DataFrame, pl.DataFrame]:

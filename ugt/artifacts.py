@@ -50,6 +50,8 @@ ITEMS = pa.schema(
 PEOPLE = pa.schema([("person_id", pa.string()), ("name", pa.string()), ("birth_year", pa.int32()), ("professions", pa.list_(pa.string()))])
 # role: actor, director, writer (IMDb's actress, self and archive categories fold into actor or are dropped by rule)
 CREDITS = pa.schema([("item_index", pa.int32()), ("item_id", pa.string()), ("person_id", pa.string()), ("role", pa.string()), ("ordering", pa.int32())])
+# episodes of a series, where `etl.title_types` keeps them as items (`tvEpisode`)
+EPISODES = pa.schema([("item_index", pa.int32()), ("item_id", pa.string()), ("series_id", pa.string()), ("season", pa.int32()), ("episode", pa.int32())])
 USERS = pa.schema([("user_id", pa.string()), ("gender", pa.string()), ("age", pa.int32()), ("occupation", pa.string())])
 # `order` is the row's place in its source file: ties of `timestamp` within a user are broken by it (the tie rule).
 EVENTS = pa.schema(

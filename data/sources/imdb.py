@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from data.quality import BAD, Column, Tally, typed
+from data.quality import Column, Tally, typed
 from data.sources.rows import SourceFile
 from ugt.schema import UGTError
 
+TCONST, NCONST = r"^tt(\d{7}|[1-9]\d{7,8})$", r"^nm(\d{7}|[1-9]\d{7,8})$"
 BASICS = (
-    Column("tconst", required=True, pattern=r"^tt\d+$"),
+    Column("tconst", required=True, pattern=TCONST),
     Column("titleType", required=True),
     Column("primaryTitle", required=True),
     Column("originalTitle"),
@@ -25,17 +27,27 @@ BASICS = (
     Column("runtimeMinutes", "int", low=0),
     Column("genres"),
 )
-RATINGS = (Column("tconst", required=True), Column("averageRating", "float", required=True, low=1, high=10), Column("numVotes", "int", required=True, low=0))
-CREW = (Column("tconst", required=True), Column("directors"), Column("writers"))
+RATINGS = (
+    Column("tconst", required=True, pattern=TCONST),
+    Column("averageRating", "float", required=True, low=1, high=10),
+    Column("numVotes", "int", required=True, low=0),
+)
+CREW = (Column("tconst", required=True, pattern=TCONST), Column("directors"), Column("writers"))
 PRINCIPALS = (
-    Column("tconst", required=True),
+    Column("tconst", required=True, pattern=TCONST),
     Column("ordering", "int", required=True),
-    Column("nconst", required=True, pattern=r"^nm\d+$"),
+    Column("nconst", required=True, pattern=NCONST),
     Column("category", required=True),
 )
-AKAS = (Column("titleId", required=True), Column("ordering", "int", required=True), Column("title", required=True), Column("region"))
+AKAS = (Column("titleId", required=True, pattern=TCONST), Column("ordering", "int", required=True), Column("title", required=True), Column("region"))
+EPISODES = (
+    Column("tconst", required=True, pattern=TCONST),
+    Column("parentTconst", required=True, pattern=TCONST),
+    Column("seasonNumber", "int", low=0),
+    Column("episodeNumber", "int", low=0),
+)
 NAMES = (
-    Column("nconst", required=True, pattern=r"^nm\d+$"),
+    Column("nconst", required=True, pattern=NCONST),
     Column("primaryName", required=True),
     Column("birthYear", "int", low=0, high=2200),
     Column("primaryProfession"),
@@ -46,6 +58,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "title.crew": CREW,
     "title.principals": PRINCIPALS,
     "title.akas": AKAS,
+    "title.episode": EPISODES,
     "name.basics": NAMES,
 }
 ITEM_TYPE = {
@@ -61,6 +74,8 @@ ITEM_TYPE = {
 }
 # actress folds into actor; self, archive footage, producers, composers and the rest are no credit of ours
 ROLE = {"actor": "actor", "actress": "actor", "director": "director", "writer": "writer"}
+ROLES = ("actor", "director", "writer")
+COUNTRY = "^[A-WYZ][A-Z]$"  # XWW, XEU and the like are no countries
 ITEM: dict[str, Any] = {
     "item_id": pl.String,
     "item_type": pl.String,
@@ -99,7 +114,6 @@ class Part:
     """What one partition of rows became."""
 
     items: pl.DataFrame
-    credits: pl.DataFrame
     bad: pl.DataFrame
     tally: Tally
 
@@ -113,76 +127,144 @@ def take(raw: pl.DataFrame, table: str, columns: tuple[Column, ...], unique: lis
     return kept
 
 
-def titles(raw: pl.DataFrame, tables: list[str], title_types: tuple[str, ...]) -> Part:
-    """A catalogue of IMDb's own titles: those of `title_types`, item id = tconst."""
-    tally, bad = Tally(), [pl.DataFrame(schema=BAD)]
-    basics = take(raw, "title.basics", BASICS, ["tconst"], tally, bad)
-    kept = basics.filter(pl.col("titleType").is_in(title_types))
-    tally.add("title.basics", out=kept.height, filtered=basics.height - kept.height)
-    base = kept.select(item_id="tconst", imdb_id="tconst")
-    items, credits = enrich(raw, base, kept, tables, tally, bad)
-    return Part(items, credits, pl.concat(bad), tally)
+@dataclass(frozen=True)
+class Known:
+    """The slots of the numbers (of titles or of people) that are wanted."""
+
+    number_M: np.ndarray  # int32, ascending
+    slot_M: np.ndarray  # int32
+
+    @classmethod
+    def of(cls, number_M: np.ndarray) -> Known:
+        """Slots by the order of the ids as text: `tt10000000` stands before `tt2000000`."""
+        number_M = np.unique(number_M)
+        digits = np.maximum(7, np.floor(np.log10(np.maximum(number_M, 1))).astype(np.int64) + 1)
+        order = np.lexsort((digits, number_M.astype(np.int64) * 10 ** (9 - digits)))
+        slot_M = np.empty(len(number_M), np.int32)
+        slot_M[order] = np.arange(len(number_M), dtype=np.int32)
+        return cls(number_M.astype(np.int32), slot_M)
+
+    def __len__(self) -> int:
+        return len(self.number_M)
+
+    def slots(self, numbers: pl.Series) -> np.ndarray:
+        """int32, -1 for a number that is not wanted. IMDb's files are sorted by key, which keeps the search in the cache."""
+        number_R = numbers.to_numpy()
+        if not len(self):
+            return np.full(len(number_R), -1, np.int32)
+        at_R = np.minimum(np.searchsorted(self.number_M, number_R), len(self) - 1)
+        return np.where(self.number_M[at_R] == number_R, self.slot_M[at_R], -1)
 
 
-def enrich(
-    raw: pl.DataFrame, base: pl.DataFrame, basics: pl.DataFrame, tables: list[str], tally: Tally, bad: list[pl.DataFrame]
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Items and credits of `base` (item_id, imdb_id): basics, ratings, crew, principals and akas joined on the tconst.
+def number(column: str) -> pl.Expr:
+    """`tt0012345` -> 12345."""
+    return pl.col(column).str.slice(2).cast(pl.Int32)
 
-    Countries are the regions that list the title under its original name; IMDb has no country of production.
-    """
 
-    def ours(table: str, columns: tuple[Column, ...], unique: list[str]) -> pl.DataFrame:
-        if table not in tables:
-            return pl.DataFrame(schema={c.name: {"text": pl.String, "int": pl.Int64, "float": pl.Float64}[c.kind] for c in columns})
-        rows = take(raw, table, columns, unique, tally, bad)
-        kept = rows.join(base, left_on=columns[0].name, right_on="imdb_id", how="semi")
-        tally.add(table, out=kept.height, filtered=rows.height - kept.height)
-        return kept
+def identity(prefix: str, column: str) -> pl.Expr:
+    """12345 -> `tt0012345`."""
+    return pl.lit(prefix) + pl.col(column).cast(pl.String).str.zfill(7)
 
-    ratings = ours("title.ratings", RATINGS, ["tconst"]).select(imdb_id="tconst", rating="averageRating", votes="numVotes")
-    crew = ours("title.crew", CREW, ["tconst"])
-    principals = ours("title.principals", PRINCIPALS, ["tconst", "ordering"])
-    akas = ours("title.akas", AKAS, ["titleId", "ordering"])
-    facts = basics.select(
-        imdb_id="tconst",
-        item_type=pl.col("titleType").replace_strict(ITEM_TYPE, default="video"),
+
+def facts(rows: pl.DataFrame) -> pl.DataFrame:
+    """What title.basics says of each title, its number first."""
+    return rows.select(
+        "row",
+        imdb=number("tconst"),
+        item_type=pl.col("titleType").replace_strict(ITEM_TYPE, default="video", return_dtype=pl.String),
         title="primaryTitle",
         original_title="originalTitle",
-        year="startYear",
-        runtime_minutes="runtimeMinutes",
-        genres=pl.col("genres").str.split(","),
+        year=pl.col("startYear").cast(pl.Int32),
+        runtime_minutes=pl.col("runtimeMinutes").cast(pl.Int32),
+        genres="genres",
     )
-    countries = (
-        akas.join(facts, left_on="titleId", right_on="imdb_id", suffix="_fact")
-        .filter(pl.col("region").str.contains("^[A-WYZ][A-Z]$") & (pl.col("title").str.to_lowercase() == pl.col("original_title").str.to_lowercase()))
-        .group_by(imdb_id="titleId")
-        .agg(countries=pl.col("region").unique().sort())
-    )
-    items = base.join(facts, on="imdb_id", how="left").join(ratings, on="imdb_id", how="left").join(countries, on="imdb_id", how="left")
-    items = items.with_columns(description=pl.lit(None, pl.String), genres=pl.col("genres").fill_null([]), countries=pl.col("countries").fill_null([]))
-    lists = []
-    for column, role in (("directors", "director"), ("writers", "writer")):
-        rows = crew.select("tconst", person_id=pl.col(column).str.split(",")).explode("person_id", empty_as_null=True).filter(pl.col("person_id").is_not_null())
-        lists.append(rows.with_columns(role=pl.lit(role), ordering=pl.int_range(1, pl.len() + 1).over("tconst")))
-    cast = principals.select("tconst", person_id="nconst", role=pl.col("category").replace_strict(ROLE, default=None), ordering="ordering")
-    lists.append(cast.filter(pl.col("role").is_not_null()))
-    credits = pl.concat([rows.cast({"ordering": pl.Int64}) for rows in lists]).unique(["tconst", "person_id", "role"], keep="first", maintain_order=True)
-    credits = credits.join(base, left_on="tconst", right_on="imdb_id").select(pl.col(name).cast(kind) for name, kind in CREDIT.items())
-    return items.select(pl.col(name).cast(kind) for name, kind in ITEM.items()), credits
 
 
-def people(raw: pl.DataFrame, needed: pl.Series) -> Part:
-    """The names of the people that have credits."""
-    tally, bad = Tally(), [pl.DataFrame(schema=BAD)]
-    good, worse = typed(raw, "name.basics", NAMES)
-    kept = good.filter(pl.col("nconst").is_in(needed.implode()))
-    bad.append(worse)
-    tally.add("name.basics", **{"in": good.height + worse.height, "out": kept.height, "filtered": good.height - kept.height, "quarantined": worse.height})
-    rows = kept.select(
-        person_id=pl.col("nconst"),
-        name=pl.col("primaryName"),
+def narrow(table: str, rows: pl.DataFrame, known: Known) -> pl.DataFrame:
+    """The sound rows of one table that go on: `slot`, `row`, and what is needed of them."""
+    if table == "title.principals":
+        rows = rows.filter(pl.col("category").is_in(list(ROLE)))
+    elif table == "title.akas":
+        rows = rows.filter(pl.col("region").str.contains(COUNTRY))
+    elif table == "title.crew":
+        rows = rows.filter(pl.col("directors").is_not_null() | pl.col("writers").is_not_null())
+    numbers = rows.select(imdb=number(TABLES[table][0].name))["imdb"]
+    rows = rows.with_columns(slot=pl.Series(known.slots(numbers)), imdb=numbers).filter(pl.col("slot") >= 0)
+    if table == "title.basics":
+        return facts(rows).with_columns(slot=rows["slot"])
+    if table == "title.ratings":
+        return rows.select("slot", "row", rating=pl.col("averageRating").cast(pl.Float32), votes="numVotes")
+    if table == "title.crew":
+        return rows.select("slot", "row", "directors", "writers")
+    if table == "title.principals":
+        role = pl.col("category").replace_strict({category: ROLES.index(role) for category, role in ROLE.items()}, return_dtype=pl.UInt8)
+        return rows.select("slot", "row", pl.col("ordering").cast(pl.Int32), person=number("nconst"), role=role)
+    if table == "title.akas":
+        return rows.select("slot", "row", pl.col("ordering").cast(pl.Int32), "title", "region")
+    return rows.select(
+        "slot", "row", parent=number("parentTconst"), season=pl.col("seasonNumber").cast(pl.Int32), episode=pl.col("episodeNumber").cast(pl.Int32)
+    )
+
+
+KEYS = {"title.principals": ["slot", "ordering"], "title.akas": ["slot", "ordering"]}  # of the others: the slot
+
+
+def first_of_each(table: str, rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+    """One row per key of a table, the first of the file, sorted by key; the others are counted."""
+    keys = KEYS.get(table, ["slot"])
+    rows = rows.sort(*keys, "row")
+    kept = rows.filter(pl.any_horizontal([pl.col(k) != pl.col(k).shift() for k in keys]).fill_null(True))
+    tally.add(table, out=kept.height, duplicate=rows.height - kept.height)
+    return kept
+
+
+EMPTY: dict[str, dict[str, Any]] = {
+    "title.basics": {
+        "slot": pl.Int32,
+        "imdb": pl.Int32,
+        "item_type": pl.String,
+        "title": pl.String,
+        "original_title": pl.String,
+        "year": pl.Int32,
+        "runtime_minutes": pl.Int32,
+        "genres": pl.String,
+    },
+    "title.ratings": {"slot": pl.Int32, "rating": pl.Float32, "votes": pl.Int64},
+    "title.crew": {"slot": pl.Int32, "directors": pl.String, "writers": pl.String},
+    "title.principals": {"slot": pl.Int32, "ordering": pl.Int32, "person": pl.Int32, "role": pl.UInt8},
+    "title.akas": {"slot": pl.Int32, "ordering": pl.Int32, "title": pl.String, "region": pl.String},
+    "title.episode": {"slot": pl.Int32, "parent": pl.Int32, "season": pl.Int32, "episode": pl.Int32},
+}
+
+
+def join(tables: dict[str, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """(titles, credits, episodes) of a partition from the rows of each table that is there, one per key.
+
+    titles: `slot` and the fields of an item that IMDb knows, sorted by slot. credits: (slot, person, role as a number, ordering), each person
+    and role of a title once, crew before cast. Countries are the regions that list the title under its original name; IMDb has no country of production.
+    """
+    basics, ratings, crew, principals, akas, episodes = (tables.get(name, pl.DataFrame(schema=schema)).select(list(schema)) for name, schema in EMPTY.items())
+    same = pl.col("title").str.to_lowercase() == pl.col("original_title").str.to_lowercase()
+    countries = akas.join(basics.select("slot", "original_title"), on="slot").filter(same).group_by("slot").agg(countries=pl.col("region").unique().sort())
+    titles = basics.join(ratings, on="slot", how="full", coalesce=True).join(countries, on="slot", how="left").sort("slot")
+    titles = titles.with_columns(genres=pl.col("genres").str.split(",").fill_null([]), countries=pl.col("countries").fill_null([]))
+    people = [principals.select("slot", "person", "role", "ordering", source=pl.lit(2, pl.UInt8))]
+    for source, (column, role) in enumerate((("directors", "director"), ("writers", "writer"))):
+        rows = crew.filter(pl.col(column).is_not_null()).select("slot", person=pl.col(column).str.split(","))
+        rows = rows.explode("person", empty_as_null=True).filter(pl.col("person").str.contains(NCONST)).select("slot", person=number("person"))
+        place = pl.int_range(1, pl.len() + 1, dtype=pl.Int32).over("slot")
+        people.append(rows.with_columns(role=pl.lit(ROLES.index(role), pl.UInt8), ordering=place, source=pl.lit(source, pl.UInt8)))
+    credits = pl.concat(people).sort("slot", "role", "person", "source", "ordering")
+    again = pl.all_horizontal([pl.col(k) == pl.col(k).shift() for k in ("slot", "role", "person")]).fill_null(False)
+    credits = credits.filter(~again).select("slot", "person", "role", "ordering").sort("slot", "role", "ordering", "person")
+    return titles, credits, episodes
+
+
+def people(rows: pl.DataFrame) -> pl.DataFrame:
+    """PERSON of sound rows of name.basics."""
+    return rows.select(
+        person_id="nconst",
+        name="primaryName",
         birth_year=pl.col("birthYear").cast(pl.Int32),
         professions=pl.col("primaryProfession").str.split(",").fill_null([]),
     )
-    return Part(rows, pl.DataFrame(schema=CREDIT), pl.concat(bad), tally)

@@ -8,14 +8,13 @@ user after the rating it would help to predict.
 from __future__ import annotations
 
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
-from data.quality import BAD, Column, Tally, reject
-from data.sources.imdb import BASICS, ITEM, Part, enrich, take
-from data.sources.rows import FATAL, SourceFile, read
+from data.quality import BAD, Column, Tally, checked, reject
+from data.sources.imdb import ITEM, Part, identity, take
+from data.sources.rows import SourceFile, whole
 from ugt.schema import UGTError
 
 MOVIES = (Column("movieId", required=True, pattern=r"^\d+$"), Column("title", required=True), Column("genres"))
@@ -94,55 +93,50 @@ def _one_million(folder: Path, ratings: Path) -> dict[str, SourceFile]:
     return found
 
 
-def keyed(found: dict[str, SourceFile]) -> dict[str, SourceFile]:
-    """The files of the catalogue with movies and links keyed by tconst where links.csv knows it, so that they meet IMDb's rows."""
-    if "links" not in found:
-        return {"movies": found["movies"]}
-    key_of: dict[str, str] = {}
-    for table in read(found["links"], 1):
-        if FATAL in table["table"].to_pylist():
-            raise UGTError(table["reason"][0].as_py())
-        for movie, imdb in zip(table["c0"].to_pylist(), table["c1"].to_pylist(), strict=True):
-            if movie and imdb and imdb.isdigit():
-                key_of[movie] = tconst(imdb)
-    return {t: replace(found[t], key_of=key_of) for t in ("movies", "links")}
+def catalogue(found: dict[str, SourceFile]) -> Part:
+    """The movies, one row per id in order of the id: `item_id, imdb` (a number, null where no link says it), `own_title, own_year, own_genres`.
 
-
-def tconst(imdb_id: str) -> str:
-    return f"tt{int(imdb_id):07d}"
-
-
-def titles(raw: pl.DataFrame, tables: list[str]) -> Part:
-    """A partition of movies with what IMDb knows of them."""
+    Raises UGTError if a file can't be read.
+    """
     tally, bad = Tally(), [pl.DataFrame(schema=BAD)]
-    movies = take(raw, "movies", MOVIES, ["movieId"], tally, bad)
+    movies = _rows(found["movies"], MOVIES, tally, bad)
     tally.add("movies", out=movies.height)
-    links = pl.DataFrame(schema={"movieId": pl.String, "imdb_id": pl.String})
-    if "links" in tables:
-        rows = take(raw, "links", LINKS, ["movieId"], tally, bad)
+    links = pl.DataFrame(schema={"movieId": pl.String, "imdb": pl.Int32})
+    if "links" in found:
+        rows = _rows(found["links"], LINKS, tally, bad)
         known = rows.join(movies, on="movieId", how="semi")
         tally.add("links", out=known.height, filtered=rows.height - known.height)
-        links = known.select("movieId", imdb_id=pl.lit("tt") + pl.col("imdbId").cast(pl.Int64).cast(pl.String).str.zfill(7))
-    own = movies.join(links, on="movieId", how="left").select(item_id="movieId", imdb_id="imdb_id", full="title", own_genres="genres")
-    base = own.select("item_id", "imdb_id")
-    basics = pl.DataFrame(schema={c.name: {"text": pl.String, "int": pl.Int64, "float": pl.Float64}[c.kind] for c in BASICS})
-    if "title.basics" in tables:
-        rows = take(raw, "title.basics", BASICS, ["tconst"], tally, bad)
-        basics = rows.join(base, left_on="tconst", right_on="imdb_id", how="semi")
-        tally.add("title.basics", out=basics.height, filtered=rows.height - basics.height)
-    items, credits = enrich(raw, base, basics, tables, tally, bad)
-    year = pl.col("full").str.extract(r"\((\d{4})(?:[-–]\d{0,4})?\)\s*$", 1).cast(pl.Int32)
-    bare = pl.col("full").str.replace(r"\s*\(\d{4}(?:[-–]\d{0,4})?\)\s*$", "").str.strip_chars()
+        links = known.select("movieId", imdb=pl.col("imdbId").cast(pl.Int32))
+    year = pl.col("title").str.extract(r"\((\d{4})(?:[-–]\d{0,4})?\)\s*$", 1).cast(pl.Int32)
+    bare = pl.col("title").str.replace(r"\s*\(\d{4}(?:[-–]\d{0,4})?\)\s*$", "").str.strip_chars()
     turned = bare.str.replace(rf"^(.*?), ({ARTICLES})( \(.*\))?$", "$2 $1$3").str.replace("^L' ", "L'")
-    genres = pl.col("own_genres").fill_null("").str.split("|").list.eval(pl.element().filter((pl.element() != "") & (pl.element() != NO_GENRE)).replace(GENRE))
-    mine = own.select("item_id", own_title=turned, own_year=year, own_genres=genres)
-    items = items.join(mine, on="item_id").with_columns(
+    genres = pl.col("genres").fill_null("").str.split("|").list.eval(pl.element().filter((pl.element() != "") & (pl.element() != NO_GENRE)).replace(GENRE))
+    base = movies.join(links, on="movieId", how="left").select(item_id="movieId", imdb="imdb", own_title=turned, own_year=year, own_genres=genres)
+    return Part(base.sort("item_id"), pl.concat(bad), tally)
+
+
+def _rows(source: SourceFile, columns: tuple[Column, ...], tally: Tally, bad: list[pl.DataFrame]) -> pl.DataFrame:
+    """Sound rows of a list keyed by movieId, the first of each id."""
+    good, unread = whole(source)
+    good, worse = checked(good, source.table, columns)
+    bad += [unread.select(table=pl.lit(source.table), row="row", reason="reason", raw="raw"), worse]
+    kept = good.sort("row").unique("movieId", keep="first", maintain_order=True)
+    quarantined = unread.height + worse.height
+    tally.add(source.table, **{"in": good.height + quarantined, "quarantined": quarantined, "duplicate": good.height - kept.height})
+    return kept
+
+
+def items(base: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
+    """ITEM rows of movies (`catalogue`, with a `slot`), by what IMDb knows of them (`imdb.join`) and else by what they say of themselves."""
+    rows = base.with_columns(imdb_id=identity("tt", "imdb")).join(titles.drop("imdb"), on="slot", how="left", maintain_order="left")
+    return rows.with_columns(
         item_type=pl.col("item_type").fill_null("movie"),
         title=pl.coalesce("title", pl.when(pl.col("own_title") == "").then(pl.lit("Untitled")).otherwise(pl.col("own_title"))),
         year=pl.coalesce("year", "own_year"),
-        genres=pl.concat_list("genres", "own_genres").list.unique().list.sort(),
-    )
-    return Part(items.select(pl.col(name).cast(kind) for name, kind in ITEM.items()), credits, pl.concat(bad), tally)
+        genres=pl.concat_list(pl.col("genres").fill_null([]), "own_genres").list.unique().list.sort(),
+        countries=pl.col("countries").fill_null([]),
+        description=pl.lit(None, pl.String),
+    ).select(pl.col(name).cast(kind) for name, kind in ITEM.items())
 
 
 def events(raw: pl.DataFrame, item_ids: pl.DataFrame, has_users: bool) -> tuple[Part, pl.DataFrame]:
@@ -173,4 +167,4 @@ def events(raw: pl.DataFrame, item_ids: pl.DataFrame, has_users: bool) -> tuple[
         tally.add("users", out=active.height, filtered=profiles.height - active.height)
         names = {str(i): name for i, name in enumerate(OCCUPATIONS)}
         users = active.select(user_id="userId", gender="gender", age="age", occupation=pl.col("occupation").replace(names))
-    return Part(found, pl.DataFrame(), pl.concat(bad), tally), users
+    return Part(found, pl.concat(bad), tally), users

@@ -18,7 +18,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -39,8 +39,17 @@ RAW = pa.schema(
 CHUNK = 16 << 20
 CONTROL = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F]"
 BAD_ROW: dict[str, Any] = {"row": pl.Int64, "reason": pl.String, "raw": pl.String}
-RAW_LIMIT = 1000  # characters of a bad row that are kept
-BROKEN = (EOFError, zlib.error, isal_zlib.IsalError, gzip.BadGzipFile, zipfile.BadZipFile)
+RAW_LIMIT = 1000  # characters of a bad line that are kept
+BROKEN: tuple[type[Exception], ...] = (EOFError, zlib.error, isal_zlib.IsalError, gzip.BadGzipFile, zipfile.BadZipFile)  # type: ignore[assignment]
+
+
+class Unreadable(UGTError):
+    """A file that could not be read to its end; `row` is the last one that was."""
+
+    def __init__(self, message: str, row: int):
+        super().__init__(message)
+        self.row = row
+
 
 Dialect = Literal["tsv", "csv", "colons", "sequence"]
 
@@ -57,7 +66,6 @@ class SourceFile:
     member: str | None = None  # inside a zip
     header: bool = True
     encoding: str = "utf-8"
-    key_of: dict[str, str] = field(default_factory=dict)  # replaces a key by the one it is joined on
 
     @property
     def name(self) -> str:
@@ -99,7 +107,7 @@ def file_columns(source: SourceFile) -> list[str]:
 def chunks(source: SourceFile) -> Iterator[tuple[int, bytes]]:
     """(rows before it, bytes) of each piece of about CHUNK bytes, whole lines without the header, which must have been checked (`file_columns`).
 
-    Raises UGTError naming the file and the last good row if it ends in the middle of a record or is changed while it is read.
+    Raises Unreadable naming the file and the last good row if it ends in the middle of a record or is changed while it is read.
     """
     before, done = _stamp(source.path), 0
     try:
@@ -110,9 +118,9 @@ def chunks(source: SourceFile) -> Iterator[tuple[int, bytes]]:
                 yield done, chunk
                 done += chunk.count(b"\n") + (not chunk.endswith(b"\n"))
     except BROKEN as error:
-        raise UGTError(f"{source.name} ends in the middle of a record after row {done:,} ({error}): a cut-off download? Fetch it again.") from error
+        raise Unreadable(f"{source.name} ends in the middle of a record after row {done:,} ({error}): a cut-off download? Fetch it again.", done) from error
     if _stamp(source.path) != before:
-        raise UGTError(f"{source.name} was changed while it was read, after row {done:,}. Wait until it is written in full, then run the command again.")
+        raise Unreadable(f"{source.name} was changed while it was read, up to row {done:,}. Wait until it is whole, then run the command again.", done)
 
 
 def _stamp(path: str) -> tuple[int, int, int]:
@@ -139,23 +147,25 @@ def parse(source: SourceFile, columns: list[str], chunk: bytes, before: int) -> 
     return good.with_columns(row=number), bad.select(row=number, reason="reason", raw=pl.col("raw").str.slice(0, RAW_LIMIT))
 
 
+def whole(source: SourceFile) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(good, bad) of a file that is small by its nature, such as a list of movies. Raises UGTError as `file_columns` and `chunks`."""
+    columns = file_columns(source)
+    parts = [parse(source, columns, chunk, before) for before, chunk in chunks(source)]
+    parts.append((pl.DataFrame(schema={"row": pl.Int64} | dict.fromkeys(source.columns, pl.String)), pl.DataFrame(schema=BAD_ROW)))
+    return pl.concat([good.select(parts[-1][0].columns) for good, _ in parts]), pl.concat([bad for _, bad in parts])
+
+
 def read(source: SourceFile, parts: int) -> Iterator[pa.Table]:
     """The file's rows as tables of RAW. The header must have been checked (`file_columns`)."""
     columns = file_columns(source)
     cells = {name: f"c{i}" for i, name in enumerate(source.columns)}
-    done = 0
     try:
-        for done, chunk in chunks(source):  # named in the row that says what went wrong
-            good, bad = parse(source, columns, chunk, done)
-            rows = pl.concat([good.rename(cells), bad], how="diagonal")
-            yield _finish(source, rows, parts)
-    except UGTError as error:
-        yield fatal(str(error))
-
-
-def fatal(message: str) -> pa.Table:
-    """The row that says why a file could not be read to its end."""
-    return pa.table({"part": [0], "table": [FATAL], "row": [0], "reason": [message], "raw": [None]} | {f"c{i}": [None] for i in range(MAX_CELLS)}, schema=RAW)
+        for before, chunk in chunks(source):
+            good, bad = parse(source, columns, chunk, before)
+            yield _finish(source, pl.concat([good.rename(cells), bad], how="diagonal"), parts)
+    except Unreadable as error:
+        why = {"part": [0], "table": [FATAL], "row": [error.row], "reason": [str(error)], "raw": [None]}
+        yield pa.table(why | {f"c{i}": [None] for i in range(MAX_CELLS)}, schema=RAW)
 
 
 def _chunks(f: IO[bytes]) -> Iterator[bytes]:
@@ -328,8 +338,6 @@ def _sequence(source: SourceFile, text: str, line: int) -> list[dict[str, Any]]:
 def _finish(source: SourceFile, frame: pl.DataFrame, parts: int) -> pa.Table:
     """The partition of each row, and every column of RAW."""
     key = pl.col(f"c{source.columns.index(source.key)}").fill_null("")
-    if source.key_of:
-        key = key.replace(list(source.key_of), list(source.key_of.values()))
     frame = frame.with_columns(part=(key.hash(seed=0) % parts).cast(pl.Int32), table=pl.lit(source.table))
     frame = frame.with_columns(pl.lit(None, pl.String).alias(f"c{i}") for i in range(len(source.columns), MAX_CELLS))
     return frame.select(RAW.names).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(RAW)

@@ -18,7 +18,7 @@ from data.sources.rows import SourceFile
 from ugt.schema import UGTError
 
 INTERACTIONS = (Column("user", required=True), Column("item", required=True), Column("position", "int", required=True))
-TEXTS = (Column("item", required=True), Column("text", required=True))
+TEXTS = (Column("item", required=True), Column("text", required=True, longest=100_000))
 TITLE_LIMIT = 200
 EVENT: dict[str, Any] = {
     "event_id": pl.String,
@@ -70,7 +70,7 @@ def titles(raw: pl.DataFrame, known: pl.DataFrame, item_type: str = "product") -
         title=pl.coalesce(pl.col("text").str.strip_chars().str.slice(0, TITLE_LIMIT), pl.lit("item ") + pl.col("item_id")),
         description=pl.when(pl.col("text").str.len_chars() > TITLE_LIMIT).then(pl.col("text")),
     )
-    return Part(complete(items), pl.DataFrame(), pl.concat(bad), tally)
+    return Part(complete(items), pl.concat(bad), tally)
 
 
 def complete(items: pl.DataFrame) -> pl.DataFrame:
@@ -107,4 +107,4 @@ def events(raw: pl.DataFrame, item_ids: pl.DataFrame, action: str, dates: pl.Dat
         timestamp="date",
         order="nth",
     )
-    return Part(found.select(pl.col(n).cast(k) for n, k in EVENT.items()), pl.DataFrame(), pl.concat([worse, unknown]), tally)
+    return Part(found.select(pl.col(n).cast(k) for n, k in EVENT.items()), pl.concat([worse, unknown]), tally)
