@@ -43,10 +43,11 @@ Cells = list[bytes]
 
 
 def write_at_scale(scale: float, seed: int, out_dir: Path, processes: int = 2) -> dict[str, Any]:
-    """The seven TSVs in `out_dir` at `scale` times IMDb's size (1 = 12 million titles, 93 million principals, 12 GB of text).
+    """The seven TSVs in `out_dir` at `scale` times IMDb's size (1 = 12 million titles, 93 million principals, 10 GB of text).
 
     Returns {scale, seed, version, titles, people, seconds, kept, files: {table: {rows, good, broken: {kind: rows}, bytes}}}. A folder that holds
     these files already is kept (`kept` true). Equal (scale, seed) give equal bytes, whatever the number of processes. One run at a time in a folder.
+    More than one process are spawned: a script that calls this needs its `if __name__ == "__main__"`.
     Raises UGTError for a scale outside .0001 to 1, and if the disk is too small.
     """
     if not 0.0001 <= scale <= 1:
