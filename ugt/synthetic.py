@@ -1,7 +1,8 @@
 """The one generator of catalogues and events, in IMDb's and MovieLens' genuine file formats, at any scale.
 
 `write_sample` makes a catalogue and its events as the files one would download; `write_events_for` makes events over a real
-catalogue. The taste model is in `synthetic_taste`, the catalogue in `synthetic_catalogue`. Everything follows from the seed.
+catalogue; `write_imdb_at_scale` makes IMDb's files at IMDb's size, for benchmarks of the ETL (`synthetic_imdb`). The taste model is in
+`synthetic_taste`, the catalogue in `synthetic_catalogue`. Everything follows from the seed.
 
 Tuned (measured over seeds 0, 1, 2 at the default size, leave-one-out, seen items removed, recall@10): oracle .39,
 popularity .045-.06, item-kNN .09, a first-order Markov chain .23-.24. So order and recency carry the signal, as they do in
@@ -111,6 +112,13 @@ def write_events_for(items: pa.Table, credits: pa.Table, config: SampleConfig, o
     )
     write_truth(events, ids, user_ids, Path(out_dir))
     return {"generated_events": True, **_figures(events, taste)}
+
+
+def write_imdb_at_scale(scale: float, seed: int, out_dir: Path, processes: int = 2) -> dict[str, Any]:
+    """The seven files at `scale` times IMDb's size, with 0.1% broken rows; returns rows and broken rows by kind, per file (`synthetic_imdb`)."""
+    from ugt import synthetic_imdb
+
+    return synthetic_imdb.write_at_scale(scale, seed, out_dir, processes)
 
 
 def write_truth(events: Events, item_ids: Sequence[str], user_ids: Sequence[str], out_dir: Path) -> None:
