@@ -8,6 +8,7 @@ driver alone writes to disk, so workers need no shared folder: it gets Parquet b
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +51,28 @@ def joined(dataset: ray.data.Dataset, parts: int, kernel: Callable[..., Iterable
     """`kernel(part, tables, **arguments)` over all rows of each part of PARTS, as rows of PARTS; `tables` by name. Loose ones pass through."""
     with _small_blocks():
         return dataset.groupby("part", num_partitions=parts).map_groups(_join, fn_args=(kernel, arguments), batch_format="pyarrow")
+
+
+def stored(folder: Path, tables: tuple[str, ...]) -> ray.data.Dataset:
+    """The canonical tables of an ETL folder, one block for each of their aligned part files, as rows of PARTS holding Parquet.
+
+    Raises UGTError if a table isn't there or isn't cut like the first one.
+    """
+    files = {name: sorted(p.name for p in (folder / name).glob("*.parquet")) for name in tables}
+    if not files[tables[0]]:
+        raise UGTError(f"no Parquet file in {folder / tables[0]}. Run `ugt data etl` first.")
+    for name in tables[1:]:
+        if files[name] != files[tables[0]]:
+            raise UGTError(f"{folder / name} is cut into other parts than {folder / tables[0]}. Run `ugt data etl` again.")
+    rows = ray.data.from_items([{"file": file} for file in files[tables[0]]], override_num_blocks=len(files[tables[0]]))
+    return rows.map_batches(
+        _stored, fn_args=(str(folder), tables), batch_size=None, batch_format="pyarrow", num_cpus=0, ray_remote_args_fn=_here()
+    ).materialize()
+
+
+def each(dataset: ray.data.Dataset, kernel: Callable[..., Iterable[Piece]], **arguments: Any) -> ray.data.Dataset:
+    """`kernel(part, tables, **arguments)` over each block of `stored`, as rows of PARTS."""
+    return dataset.map_batches(_each, fn_args=(kernel, arguments), batch_size=None, batch_format="pyarrow")
 
 
 def loose(dataset: ray.data.Dataset) -> ray.data.Dataset:
@@ -143,6 +166,19 @@ def _join(batch: pa.Table, kernel: Callable[..., Iterable[Piece]], arguments: di
     for name, data in zip(batch["name"].to_pylist(), batch["data"], strict=True):
         tables[name].append(unpacked(data))
     return packed(kernel(part, {name: pl.concat(rows) for name, rows in tables.items()}, **_resolved(arguments)))
+
+
+def _stored(batch: pa.Table, folder: str, tables: tuple[str, ...]) -> Iterator[pa.Table]:
+    for file in batch["file"].to_pylist():
+        number = int(file.removeprefix("part-").removesuffix(PARQUET))
+        yield packed((number, name, (Path(folder) / name / file).read_bytes()) for name in tables)
+
+
+def _each(batch: pa.Table, kernel: Callable[..., Iterable[Piece]], arguments: dict[str, Any]) -> pa.Table:
+    arguments, tables = _resolved(arguments), defaultdict[int, dict[str, pl.DataFrame]](dict)
+    for part, name, data in zip(batch["part"].to_pylist(), batch["name"].to_pylist(), batch["data"], strict=True):
+        tables[part][name] = pl.read_parquet(io.BytesIO(data.as_buffer()))
+    return packed(piece for part, named in tables.items() for piece in kernel(part, named, **arguments))
 
 
 def _resolved(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -130,8 +130,9 @@ def _with_events(kind: SourceKind, chosen: Plan, config: EtlConfig, out_dir: Pat
     if config.hold_out:
         items, credits, events, held_figures = _hold_out(items, credits, events, config, out_dir / holdout.FOLDER)
         figures |= {"items": items.num_rows, "credits": credits.num_rows} | held_figures
-    for name, rows_of_it in (("items", items), ("credits", credits), ("events", events), ("users", users)):
-        write_table(rows_of_it, out_dir / name)
+    titles.write_parts(items, credits, out_dir)
+    write_table(events, out_dir / "events")
+    write_table(users, out_dir / "users")
     figures |= {"users": users.num_rows, "events": events.num_rows, "density": round(events.num_rows / (users.num_rows * items.num_rows), 6)}
     return figures | _event_figures(events) | {"covered_by_imdb": covered}
 

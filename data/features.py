@@ -1,38 +1,38 @@
-"""Distribute feature encoding over the catalogue: vocabulary on the driver, rows in Ray Data blocks."""
+"""Distribute feature encoding over the parts of the catalogue: values are counted, the vocabulary follows, rows are encoded."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import ray
+import polars as pl
+from scipy import sparse
 
-from ugt.artifacts import CREDITS, ITEMS, new_matrix, read_table
-from ugt.features import FeatureConfig, Vocabulary, encode_features, fit_vocabulary, rows_of
+from data import distribute
+from data.distribute import Piece
+from ugt.features import FeatureConfig, Vocabulary, count_block, encode_block, save_features, vocabulary_of
 
 
 def run(etl_dir: Path, config: FeatureConfig, out_dir: Path) -> dict[str, Any]:
-    """Write `features.npy` (float32 [N, F], row = item_index) and `vocabulary.json`; figures of the columns.
+    """Write `features.npz` (float32 CSR [N, F], row = item_index) and `vocabulary.json`; figures of the columns.
 
     Raises UGTError if the catalogue is missing or empty.
     """
-    items, credits = read_table(etl_dir / "items", ITEMS).sort_by("item_index"), read_table(etl_dir / "credits", CREDITS)
-    vocabulary = fit_vocabulary(items, credits, config)
-    rows = rows_of(items, credits)
-    size = -(-rows.num_rows // config.blocks)
-    blocks = ray.data.from_arrow([rows.slice(i, size) for i in range(0, rows.num_rows, size)])
-    encoded = blocks.map_batches(_encode, batch_size=None, batch_format="pyarrow", fn_kwargs={"vocabulary": vocabulary.model_dump_json()})
-
-    x_NF = new_matrix(out_dir / "features.npy", rows.num_rows, vocabulary.width)
-    for batch in encoded.iter_batches(batch_size=None, batch_format="numpy"):
-        x_NF[batch["item_index"]] = batch["row"]
-    x_NF.flush()
+    parts = distribute.stored(etl_dir, ("items", "credits"))
+    vocabulary = vocabulary_of(pl.concat(distribute.gather(distribute.each(parts, count_kernel), out_dir)["counts"]), config)
+    found = distribute.gather(distribute.each(parts, encode_kernel, vocabulary=vocabulary.model_dump_json()), out_dir)
+    # parts come as they are ready; each says where it begins
+    blocks = sorted(zip((f["first"][0] for f in found["row"]), (f["csr"][0] for f in found["row"]), strict=True))
+    x_NF = sparse.csr_array(sparse.vstack([sparse.load_npz(io.BytesIO(data)) for _, data in blocks], format="csr"))
+    save_features(x_NF, out_dir)
     vocabulary.save(out_dir)
-    unknown = {name: round(float(x_NF[:, end - 1].mean()), 4) for name, (_, end) in vocabulary.blocks().items() if name != "numbers"}
+    share = np.asarray(x_NF.sum(0)) / x_NF.shape[0]
+    unknown = {name: round(float(share[end - 1]), 4) for name, (_, end) in vocabulary.blocks().items() if name != "numbers"}
     return {
-        "items": rows.num_rows,
+        "items": x_NF.shape[0],
         "width": vocabulary.width,
         "genres": len(vocabulary.genres),
         "countries": len(vocabulary.countries),
@@ -41,5 +41,13 @@ def run(etl_dir: Path, config: FeatureConfig, out_dir: Path) -> dict[str, Any]:
     }
 
 
-def _encode(block: pa.Table, vocabulary: str) -> dict[str, np.ndarray]:
-    return {"item_index": block.column("item_index").to_numpy(), "row": encode_features(block.to_pylist(), Vocabulary.model_validate_json(vocabulary))}
+def count_kernel(part: int, tables: dict[str, pl.DataFrame]) -> Iterator[Piece]:
+    yield part, "counts", count_block(tables["items"], tables["credits"])
+
+
+def encode_kernel(part: int, tables: dict[str, pl.DataFrame], vocabulary: str) -> Iterator[Piece]:
+    items = tables["items"].sort("item_index")
+    buffer = io.BytesIO()
+    sparse.save_npz(buffer, encode_block(items, tables["credits"], Vocabulary.model_validate_json(vocabulary)), compressed=False)
+    if items.height:
+        yield part, "row", pl.DataFrame({"first": [items["item_index"][0]], "csr": [buffer.getvalue()]})

@@ -54,7 +54,7 @@ def of_imdb(files: dict[str, SourceFile], title_types: tuple[str, ...], out_dir:
 def of_movielens(
     files: dict[str, SourceFile], others: dict[str, SourceFile], tally: Tally, bad: list[pl.DataFrame]
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """(items, credits, counts) of MovieLens' movies with what IMDb's files (`others`) know of them: ITEM rows with `item_index`, CREDIT rows, how many IMDb covers.
+    """ITEM rows with `item_index`, CREDIT rows and how many IMDb covers, of MovieLens' movies with what IMDb's files (`others`) know of them.
 
     Raises UGTError if a file can't be read to its end.
     """
@@ -76,6 +76,14 @@ def of_movielens(
     credits = pl.concat([pl.DataFrame(schema=imdb.CREDIT), *found.get("credits", [])])
     credits = credits.join(items.select("item_id", "item_index"), on="item_id").sort("item_index", "role", "ordering", "person_id")
     return items, credits, pl.concat([pl.DataFrame(schema={"covered": pl.Int64}), *found.get("counts", [])])
+
+
+def write_parts(items: pa.Table, credits: pa.Table, out_dir: Path) -> None:
+    """`items/` and `credits/` of a catalogue at hand, sorted by item_index, cut into the same parts."""
+    for part, start in enumerate(range(0, items.num_rows, PART_TITLES)):
+        low, high = np.searchsorted(credits["item_index"].to_numpy(), [start, start + PART_TITLES])
+        write_table(items.slice(start, PART_TITLES), out_dir / "items", part)
+        write_table(credits.slice(low, high - low), out_dir / "credits", part)
 
 
 def write_people(names: SourceFile | None, wanted: Known, out_dir: Path, tally: Tally, bad: list[pl.DataFrame]) -> int:
@@ -135,7 +143,7 @@ def imdb_kernel(part: int, tables: dict[str, pl.DataFrame]) -> Iterator[Piece]:
     items = titles.with_columns(item_index="slot", item_id=of_item["item_id"], imdb_id=of_item["item_id"], description=pl.lit(None, pl.String))
     credits = credits.join(of_item, on="slot", maintain_order="left")
     yield part, "items" + PARQUET, parquet(items, ITEMS)
-    yield part, "credits" + PARQUET, parquet(_credit_rows(credits).with_columns(item_index=credits["slot"]), CREDITS)
+    yield part, "credits" + PARQUET, parquet(credit_rows(credits).with_columns(item_index=credits["slot"]), CREDITS)
     if episodes.height:
         rows = episodes.join(of_item, on="slot").sort("slot")
         rows = rows.select("item_id", "season", "episode", item_index="slot", series_id=imdb.identity("tt", "parent"))
@@ -151,7 +159,7 @@ def movielens_kernel(part: int, tables: dict[str, pl.DataFrame]) -> Iterator[Pie
     base = tables.pop("base")
     titles, credits, _ = imdb.join({name: imdb.first_of_each(name, rows, tally) for name, rows in tables.items()})
     yield part, "items", movielens.items(base, titles)
-    yield part, "credits", _credit_rows(credits.join(base.select("slot", "item_id"), on="slot"))
+    yield part, "credits", credit_rows(credits.join(base.select("slot", "item_id"), on="slot"))
     covered = base.join(titles.filter(pl.col("original_title").is_not_null()), on="slot", how="semi").height
     yield LOOSE, "counts", pl.DataFrame({"covered": [covered]})
     yield LOOSE, "tally", pl.DataFrame({"json": [json.dumps(tally.counts)]})
@@ -176,7 +184,7 @@ def _placed(batch: pa.Table, known: ray.ObjectRef) -> pa.Table:
     return distribute.packed(pieces)
 
 
-def _credit_rows(credits: pl.DataFrame) -> pl.DataFrame:
+def credit_rows(credits: pl.DataFrame) -> pl.DataFrame:
     """CREDIT rows of credits with `item_id`, person and role as numbers."""
     role = pl.col("role").replace_strict(dict(enumerate(imdb.ROLES)), return_dtype=pl.String)
     return credits.select("item_id", person_id=imdb.identity("nm", "person"), role=role, ordering="ordering")

@@ -130,3 +130,24 @@ def bench_decode(
     write_json(json_path, report)
     if report["illegal"]:
         raise UGTError(f"{report['illegal']} illegal items were decoded.")
+
+
+@bench_app.command("etl")
+def bench_etl(
+    config: ConfigPath = None,
+    scale: Annotated[float, typer.Option(min=0.0001, max=1, help="Share of IMDb's real size (12 million titles, 90 million principals).")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of the generated files.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of pipeline and polars; medians count.")] = 1,
+    polars: Annotated[bool, typer.Option("--polars/--no-polars", help="Compare with one process of polars.")] = True,
+    nodes: Annotated[bool, typer.Option("--nodes/--no-nodes", help="Also compare two nodes of one CPU with one.")] = False,
+    folder: Annotated[Path | None, typer.Option(help="Where files and outputs lie; default: bench/etl in UGT_HOME.")] = None,
+    json_path: JsonPath = None,
+) -> None:
+    """IMDb's files at a share of their size: the pipeline, beside one process of polars, and on two nodes."""
+    from ray_app.bench import etl as bench
+
+    settings = settings_of(config)
+    writable(json_path, "--json")
+    report = bench.run(scale, seed, folder or settings.home / "bench" / "etl", repeats=repeats, polars=polars, nodes=nodes)
+    console.print_json(json.dumps(report))
+    write_json(json_path, report)

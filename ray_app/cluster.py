@@ -72,6 +72,8 @@ def connected(config: RayConfig) -> Iterator[str]:
         os.environ.setdefault("RAY_num_workers_soft_limit", str(WORKERS_KEPT_WARM))
         # raylet takes twice the cores; four workers that start at once are what a step asks for, and many small actors that wait are no fault
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
+        # a task has one core; polars would take all of them in each. A driver's own polars work is small
+        os.environ.setdefault("POLARS_MAX_THREADS", "1")
         port = free_port(config.dashboard_host, config.dashboard_port)
         # Ray's own state calls would look for a cluster of the machine, and could find another or a dead one
         os.environ[API_SERVER] = f"http://{config.dashboard_host}:{port}"

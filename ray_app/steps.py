@@ -112,6 +112,7 @@ STEPS: tuple[Step, ...] = (
             "out_dir": c.out,
         },
         shown=("items", "users", "events", "quarantined"),
+        version=2,
     ),
     Step(
         name="histories",
@@ -130,6 +131,7 @@ STEPS: tuple[Step, ...] = (
         reads=lambda s: [s.features],
         arguments=lambda c: {"etl_dir": c.paths["etl"], "config": c.settings.features, "out_dir": c.out},
         shown=("items", "width"),
+        version=2,
     ),
     Step(
         name="text",

@@ -276,7 +276,7 @@ def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     return pa.concat_tables([t.select(schema.names).cast(schema) for t in tables] if schema is not None else tables)
 
 
-def write_table(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, path: Path, part: int = 0) -> None:
     """One Parquet file inside the dataset folder `path` (created)."""
     path.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path / "part-00000.parquet", compression="zstd")
+    pq.write_table(table, path / f"part-{part:05d}.parquet", compression="zstd")

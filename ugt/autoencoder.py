@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ugt.features import Vocabulary
+from ugt.features import Vocabulary, load_features
 from ugt.fusion import BLOCK, AutoencoderConfig, Fusion, Inputs, Scaler, bottleneck
 
 
@@ -43,8 +43,8 @@ class Autoencoder(nn.Module):
 
 
 def open_inputs(features_dir: Path, text_dir: Path | None) -> tuple[Inputs, dict[str, tuple[int, int]]]:
-    """The matrices, memory-mapped, and the column ranges of their blocks."""
-    features = np.load(features_dir / "features.npy", mmap_mode="r")
+    """The matrices, text memory-mapped, and the column ranges of their blocks."""
+    features = load_features(features_dir)
     text = np.load(text_dir / "text.npy", mmap_mode="r") if text_dir is not None else None
     blocks = Vocabulary.load(features_dir).blocks()
     if text is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import Field
+from scipy import sparse
 
 from ugt.artifacts import write_text
 from ugt.schema import Config, UGTError
@@ -43,16 +44,17 @@ class AutoencoderConfig(Config):
 
 @dataclass(frozen=True)
 class Inputs:
-    """The rows of features and text that belong together; both may be memory-mapped, only the asked rows are read."""
+    """The rows of features and text that belong together; features may be sparse, text memory-mapped: only the asked rows are made or read."""
 
-    features_NF: np.ndarray
+    features_NF: np.ndarray | sparse.csr_array
     text_NT: np.ndarray | None
 
     def __len__(self) -> int:
-        return len(self.features_NF)
+        return int(self.features_NF.shape[0])
 
     def rows(self, which: np.ndarray | slice) -> np.ndarray:
-        parts = [self.features_NF[which]] + ([self.text_NT[which]] if self.text_NT is not None else [])
+        features = self.features_NF[which]
+        parts = [features if isinstance(features, np.ndarray) else features.toarray()] + ([self.text_NT[which]] if self.text_NT is not None else [])
         return np.concatenate(parts, axis=1).astype(np.float32, copy=False)
 
 
@@ -94,7 +96,7 @@ class Fusion:
     def uses_text(self) -> bool:
         return "text" in self.blocks
 
-    def encode(self, features_NF: np.ndarray, text_NT: np.ndarray | None) -> np.ndarray:
+    def encode(self, features_NF: np.ndarray | sparse.csr_array, text_NT: np.ndarray | None) -> np.ndarray:
         """Fused vectors, float32 [N, W], standardised over the catalogue they were trained on.
 
         Raises UGTError if the widths are not those of the training, or text is given or missing against it.

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import sparse
 
 from train import new_items, semantic_ids, word2vec
 from ugt import histories, holdout
 from ugt.artifacts import CREDITS, EVENTS, HISTORIES, ITEMS, PEOPLE, USERS, read_table, write_table
 from ugt.autoencoder import finish, fit, open_inputs
 from ugt.evaluation import EvaluationConfig
-from ugt.features import FeatureConfig, encode_features, fit_vocabulary, rows_of
+from ugt.features import FeatureConfig, encode_features, fit_vocabulary, rows_of, save_features
 from ugt.fusion import AutoencoderConfig
 from ugt.histories import HistoryConfig
 from ugt.insertion import ESTIMATED
@@ -56,7 +57,7 @@ class World:
         for name in ("features", "fusion", "word2vec", "semantic_ids"):
             (root / name).mkdir()
         vocabulary = fit_vocabulary(parted.items, parted.credits, FeatureConfig())
-        np.save(root / "features" / "features.npy", encode_features(rows_of(parted.items, parted.credits).to_pylist(), vocabulary))
+        save_features(sparse.csr_array(encode_features(rows_of(parted.items, parted.credits).to_pylist(), vocabulary)), root / "features")
         vocabulary.save(root / "features")
         inputs, blocks = open_inputs(root / "features", None)
         fit(inputs, blocks, AUTOENCODER, root / "state.pt", lambda _: None)

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from train import autoencoder, semantic_ids, word2vec
 from ugt.artifacts import CREDITS, ITEMS, read_table
 from ugt.autoencoder import finish, fit, open_inputs
-from ugt.features import FeatureConfig, encode_features, fit_vocabulary, rows_of
+from ugt.features import FeatureConfig, encode_features, fit_vocabulary, load_features, rows_of, save_features
 from ugt.fusion import AutoencoderConfig, Fusion, VectorSpace
 from ugt.quantizer import Codebooks
 from ugt.schema import UGTError
@@ -22,7 +23,7 @@ def features_dir(catalogue, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     items, credits = read_table(catalogue / "items", ITEMS), read_table(catalogue / "credits", CREDITS)
     vocabulary = fit_vocabulary(items, credits, FeatureConfig())
-    np.save(folder / "features.npy", encode_features(rows_of(items, credits).to_pylist(), vocabulary))
+    save_features(sparse.csr_array(encode_features(rows_of(items, credits).to_pylist(), vocabulary)), folder)
     vocabulary.save(folder)
     return folder
 
@@ -91,7 +92,7 @@ def test_an_item_of_the_catalogue_encoded_online_lands_where_it_already_is(catal
     """The whole way of a new item: features, fused vector, co-occurrence vector, item vector, triple."""
     semantic_ids.run(catalogue, fused_dir, word2vec_dir, SemanticIdConfig(), tmp_path)
     ids, codebooks, vectors = SemanticIds.load(tmp_path), Codebooks.load(tmp_path / "codebooks.npz"), np.load(tmp_path / "item_vectors.npy")
-    fused = Fusion.load(fused_dir).encode(np.load(features_dir / "features.npy")[:1], None)
+    fused = Fusion.load(fused_dir).encode(load_features(features_dir)[:1], None)
     tokens = catalogue_tokens(read_table(catalogue / "items", ITEMS), read_table(catalogue / "credits", CREDITS))
     beside = [Neighbourhood.load(word2vec_dir / name).vector(tokens[0])[None] for name in ("neighbourhood.npz", "cooccurrence_neighbourhood.npz")]
     x_1D = VectorSpace.load(tmp_path / "vector_space.npz").join([fused, *beside])

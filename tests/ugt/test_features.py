@@ -1,10 +1,11 @@
 """Item features: one definition for batch and online, and nulls that never look like values."""
 
 import numpy as np
+import polars as pl
 import pytest
 
 from ugt.artifacts import CREDITS, ITEMS, read_table
-from ugt.features import FeatureConfig, Vocabulary, encode_features, fit_vocabulary, rows_of
+from ugt.features import FeatureConfig, Vocabulary, count_block, encode_block, encode_features, fit_vocabulary, rows_of, vocabulary_of
 from ugt.schema import Item, UGTError
 
 
@@ -64,3 +65,21 @@ def test_the_vocabulary_survives_saving(fitted, tmp_path):
 def test_an_empty_catalogue_is_refused():
     with pytest.raises(UGTError, match="no items"):
         fit_vocabulary(ITEMS.empty_table(), CREDITS.empty_table(), FeatureConfig())
+
+
+def test_a_block_at_once_is_its_rows_one_by_one(catalogue, fitted):
+    vocabulary, _, x_NF = fitted
+    items, credits = (pl.DataFrame(pl.from_arrow(read_table(catalogue / name))) for name in ("items", "credits"))
+    block = items.slice(30, 50)
+    assert (encode_block(block, credits, vocabulary).toarray() == x_NF[30:80]).all()
+    odd = pl.DataFrame({"item_index": [0, 1], "year": [1994, None], "rating": [float("nan"), 11.0], "votes": [None, 0], "runtime_minutes": [75, 300]})
+    odd = odd.with_columns(genres=pl.Series([["Drama", "Polka"], None], dtype=pl.List(pl.String)), countries=pl.Series([[], None], dtype=pl.List(pl.String)))
+    odd = odd.with_columns(item_type=pl.Series(["movie", "hologram"]))
+    rows = [row | {"people": []} for row in odd.to_dicts()]
+    assert (encode_block(odd, credits.clear(), vocabulary).toarray() == encode_features(rows, vocabulary)).all()
+
+
+def test_counts_of_blocks_add_up_to_the_vocabulary_of_the_whole(catalogue, fitted):
+    items, credits = (pl.DataFrame(pl.from_arrow(read_table(catalogue / name))) for name in ("items", "credits"))
+    counts = [count_block(items.slice(a, 40), credits.filter(pl.col("item_index").is_between(a, a + 39))) for a in (0, 40, 80)]
+    assert vocabulary_of(pl.concat(counts), FeatureConfig()) == fitted[0]
