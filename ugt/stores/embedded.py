@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,10 @@ def running(home: Path) -> dict[str, int]:
     return {name: record["pid"] for name in ("redis", "milvus") if (record := _read(state, name)) is not None and _process(record) is not None}
 
 
-def stop(home: Path) -> None:
-    """End the embedded servers of this home, data flushed to disk. Nothing happens if none is running."""
+def stop(home: Path, names: Iterable[str] = ("redis", "milvus")) -> None:
+    """End the embedded servers of this home (or those named), data flushed to disk. Nothing happens if none is running."""
     state = state_dir(home)
-    for name in ("redis", "milvus"):
+    for name in names:
         with _locked(state, name):
             record = _read(state, name)
             process = _process(record) if record else None
