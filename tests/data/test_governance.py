@@ -24,7 +24,9 @@ def make(store, step, inputs=None, size=10, version=1):
     """An artifact with a table of users and a text, as a step would write it."""
 
     def body(out, work):
-        write_table(pa.table({"user_id": [f"u{i}" for i in range(size)], "gender": [None] * size, "age": [1] * size, "occupation": [None] * size}, USERS), out / "users")
+        write_table(
+            pa.table({"user_id": [f"u{i}" for i in range(size)], "gender": [None] * size, "age": [1] * size, "occupation": [None] * size}, USERS), out / "users"
+        )
         (out / "note.txt").write_text(f"{step} {version}")
         return {"users": size}
 

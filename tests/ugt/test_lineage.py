@@ -65,7 +65,7 @@ def test_production_leads_to_every_source_file(world):
 
 
 def test_the_tree_shows_each_step_below_the_one_that_read_it(world):
-    _, store, registry, version, made = world
+    _, store, registry, version, _ = world
     found = lineage.of(version, store, registry, "ugt")
     shown = [(depth, node.id.split("/")[0]) for depth, node, _ in lineage.lines(found)]
     assert shown == [(0, f"version {version}"), (1, "export"), (2, "ugt_stage1"), (3, "histories"), (4, "etl")]
@@ -103,7 +103,7 @@ def test_training_that_began_with_a_version_leads_to_that_version(world):
 
 
 def test_the_command_draws_the_tree_and_writes_the_graph(world, tmp_path, monkeypatch):
-    home, _, _, version, made = world
+    home = world[0]
     monkeypatch.setenv("UGT_HOME", str(home))
     out = tmp_path / "lineage.json"
     done = CliRunner().invoke(app, ["data", "lineage", "production", "--json", str(out)])

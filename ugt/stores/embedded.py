@@ -146,6 +146,7 @@ def _redis_command(data: Path, port: int, password: str) -> list[str]:
                 "set-proc-title no",  # the command line keeps the path of this file: that is how a stray server is recognised
                 "appendonly yes",
                 "appendfsync always",  # a 202 for feedback promises that it is on disk
+                "aof-use-rdb-preamble no",  # a dump of a stream keeps the bytes of its deleted entries; commands name only what is there
                 "aof-load-truncated yes",  # the last command may be cut by a kill -9; it was never acknowledged
                 'save ""',  # the append-only file is the truth
                 "maxmemory-policy noeviction",

@@ -3,7 +3,8 @@
 Choices: keys that are named by a user id (`USER_KINDS`) go whole; entries of the event stream go by their `user_id`; any other key goes, or loses the member,
 if the id stands in its name or value as a word of its own, which is only looked for where the id is distinctive (`is_distinctive`): the number 1 stands
 everywhere. Counts of events by item (`popular`, `item`) stay: they name nobody.
-Redis keeps what was deleted in its append-only file until that is rewritten, SQLite in free pages until it is vacuumed: both are done here.
+Redis keeps what was deleted in its append-only file until that is rewritten, SQLite in free pages until it is vacuumed: both are done here. A deleted entry
+of a stream keeps its bytes in the server's memory, which no command reads, until its block is freed or the server restarts.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class RedisTraces:
         return gone
 
     def compact(self) -> None:
-        """Rewrite the append-only file without what was deleted. Raises UGTError if the server does not end it."""
+        """Rewrite the append-only file, as commands, without what was deleted. Raises UGTError if the server does not end it."""
+        self.client.config_set("aof-use-rdb-preamble", "no")  # a server started before that was its setting
         self.client.bgrewriteaof()
         end = time.monotonic() + REWRITE_SECONDS
         while time.monotonic() < end:
