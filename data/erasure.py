@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ugt.stores.erasure import RedisTraces, is_distinctive, sql_count, sql_erase
 from ugt.stores.records import Records
 from ugt.stores.vectors import VectorStore
 
+EMBEDDED = "redis"
 REMAINS = (
     "sums over all users, which hold no user id: trained weights, the memory beside a model (memory.npz), baselines, popularity and item counters, figures of "
     "evaluations. They still count the user's events; train and load again to have them without"
@@ -44,9 +45,11 @@ class Place(Record):
 
 @dataclass(frozen=True)
 class _Stores:
-    redis: redis.Redis | None
-    records: Records | None
-    vectors: VectorStore | None
+    """The stores that are configured and, where they hold data, the embedded ones: a home that moved to servers of its own still has the old files."""
+
+    redis: dict[str, redis.Redis]  # by what a report calls it; the embedded one's files are ours to rewrite
+    records: dict[str, Records]
+    vectors: dict[str, VectorStore]
 
 
 def erase(user_id: str, home: Path, stores: StoresConfig, registry: Path | None, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -118,16 +121,16 @@ def _scan(user_id: str, store: ArtifactStore, stores: _Stores, registry: Path | 
         if files.user_row(artifact, store, user_id) is not None:
             add(f"{artifact.manifest.step}/{artifact.key}/arrays of users", 1)
     keys = 0
-    if stores.redis is not None:
-        keys = stores.redis.dbsize()
-        for kind, count in RedisTraces(stores.redis, user_id).count().items():
-            add(f"redis/{kind}", count)
-    if stores.records is not None:
-        for table, count in sql_count(stores.records, user_id).items():
-            add(f"sql/{table}", count)
-    if stores.vectors is not None:
-        for space in stores.vectors.spaces():
-            add(f"milvus/{space}", len(set(stores.vectors.fields(space)) & set(files.USER_COLUMNS)))
+    for name, client in stores.redis.items():
+        keys += client.dbsize()
+        for kind, count in RedisTraces(client, user_id).count().items():
+            add(f"{name}/{kind}", count)
+    for name, records in stores.records.items():
+        for table, count in sql_count(records, user_id).items():
+            add(f"{name}/{table}", count)
+    for name, vectors in stores.vectors.items():  # spaces are of items; a field of users would be one nobody told us of
+        for space in vectors.spaces():
+            add(f"{name}/{space}", len(set(vectors.fields(space)) & set(files.USER_COLUMNS)))
     hits, searched = files.search([p for p in paths if p.name != FILE], user_id)
     for path, count in hits.items():
         add(f"bytes of {_place(path, home, whole=True)}", count)
@@ -138,16 +141,15 @@ def _remove(user_id: str, store: ArtifactStore, stores: _Stores) -> dict[str, in
     """Rows and keys removed by place. Stores first, so that no event of the user is drained to the log behind it."""
     home = store.home
     gone: dict[str, int] = {}
-    if stores.redis is not None:
-        for kind, count in RedisTraces(stores.redis, user_id).count().items():
-            gone[f"redis/{kind}"] = count
-        RedisTraces(stores.redis, user_id).erase()
-        if "redis" in embedded.running(home):
-            RedisTraces(stores.redis, user_id).compact()
-    if stores.records is not None:
-        counts = sql_count(stores.records, user_id)
-        sql_erase(stores.records, user_id)
-        gone |= {f"sql/{table}": count for table, count in counts.items() if count}
+    for name, client in stores.redis.items():
+        traces = RedisTraces(client, user_id)
+        gone |= {f"{name}/{kind}": count for kind, count in traces.count().items()}
+        traces.erase()
+        if name == EMBEDDED:
+            traces.compact()
+    for name, records in stores.records.items():
+        gone |= {f"{name}/{table}": count for table, count in sql_count(records, user_id).items() if count}
+        sql_erase(records, user_id)
     artifacts = _artifacts(store)
     whole = {a.path for a in artifacts}
     for path in _files(home):
@@ -214,21 +216,17 @@ def _open(home: Path, stores: StoresConfig) -> Iterator[_Stores]:
     state = home / "state"
     with ExitStack() as stack:
         running = set(embedded.running(home)) if state.is_dir() else set()
-        redis_url = stores.redis_url or (embedded.ensure_redis(home) if (state / "redis").is_dir() else "")
-        if redis_url and not stores.redis_url and "redis" not in running:
-            stack.callback(embedded.stop, home, ["redis"])
-        client = redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=60) if redis_url else None
-        if client is not None:
+        for name in ("redis", "milvus"):
+            if (state / name).is_dir() and name not in running:
+                stack.callback(embedded.stop, home, [name])
+        redis_urls = {EMBEDDED: embedded.ensure_redis(home) if (state / "redis").is_dir() else "", "redis of stores.redis_url": stores.redis_url}
+        milvus_uris = {"milvus": embedded.ensure_milvus(home) if (state / "milvus").is_dir() else "", "milvus of stores.milvus_uri": stores.milvus_uri}
+        sqlite = state / "records.sqlite"
+        sql_urls = {"sql": f"sqlite:///{sqlite}" if sqlite.is_file() else "", "sql of stores.sql_url": stores.sql_url}
+        clients = {name: redis.Redis.from_url(url, decode_responses=True, socket_timeout=60) for name, url in redis_urls.items() if url}
+        for client in clients.values():
             stack.callback(client.close)
             client.ping()
-        milvus_uri = stores.milvus_uri or (embedded.ensure_milvus(home) if (state / "milvus").is_dir() else "")
-        if milvus_uri and not stores.milvus_uri and "milvus" not in running:
-            stack.callback(embedded.stop, home, ["milvus"])
-        vectors = VectorStore(milvus_uri) if milvus_uri else None
-        if vectors is not None:
-            stack.callback(vectors.close)
-        sql_url = stores.sql_url or (f"sqlite:///{state / 'records.sqlite'}" if (state / "records.sqlite").is_file() else "")
-        records = Records(sql_url) if sql_url else None
-        if records is not None:
-            stack.callback(records.close)
-        yield _Stores(client, records, vectors)
+        vectors = {name: stack.enter_context(closing(VectorStore(uri))) for name, uri in milvus_uris.items() if uri}
+        records = {name: stack.enter_context(closing(Records(url))) for name, url in sql_urls.items() if url}
+        yield _Stores(clients, records, vectors)

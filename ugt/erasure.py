@@ -83,8 +83,9 @@ class Erased:
         ids = user_ids if isinstance(user_ids, pa.Array | pa.ChunkedArray) else pa.array(user_ids, pa.string())
         if not self.entries or len(ids) == 0:
             return np.zeros(len(ids), bool)
+        ids = ids.cast(pa.string())
         found = [user_id for user_id in pc.unique(ids).to_pylist() if user_id is not None and self.hash_of(user_id) in self.entries]
-        return np.asarray(pc.is_in(ids, pa.array(found, ids.type)), dtype=bool)
+        return np.asarray(pc.is_in(ids, pa.array(found, pa.string())), dtype=bool)
 
     def drop(self, table: pa.Table, column: str = "user_id") -> pa.Table:
         """The rows of users who were not erased."""

@@ -390,3 +390,20 @@ def test_a_large_table_keeps_its_row_groups_and_types(home):
     assert pq.read_table(part).equals(rows.filter(pc.not_equal(rows["user_id"], "mia17")))
     assert pq.ParquetFile(part).num_row_groups == -(-rows.num_rows // 400)
     assert read_table(part, EVENTS).num_rows == 3000
+
+
+def test_a_home_that_moved_to_servers_of_its_own_forgets_in_both(home, tmp_path):
+    make_files(home, "mia17")
+    make_stores(home, "mia17")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    try:
+        make_stores(elsewhere, "mia17")
+        own = StoresConfig(redis_url=embedded.ensure_redis(elsewhere), sql_url=f"sqlite:///{elsewhere / 'state/records.sqlite'}")
+        report = erasure.erase("mia17", home, own, home / "registry")
+        assert report["proven"]
+        assert "ugt:user:mia17" not in keyspace(home).keys() | keyspace(elsewhere).keys()
+        removed = {place["place"]: place["removed"] for place in report["places"]}
+        assert removed["redis/user"] == removed["redis of stores.redis_url/user"] == removed["sql/users"] == removed["sql of stores.sql_url/users"] == 1
+    finally:
+        embedded.stop(elsewhere)
