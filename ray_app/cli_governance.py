@@ -117,9 +117,10 @@ def lineage(
         if not shown:
             for name, sha in node.sources.items():
                 branch.add(f"{name}  sha256 {sha}")
-            if node.state == "whole" and not node.inputs and not node.sources:
-                made_files = f"; {len(node.hashes)} files with their sha256 in --json" if node.hashes else ""
-                branch.add(f"generated from its settings, no source file{made_files}" if "/" in node.id else "no step recorded in its card")
+            if node.state == "whole" and not node.inputs and not node.sources:  # the end of the chain is of our own making
+                branch.add("generated from its settings, no source file" if "/" in node.id else "no step recorded in its card")
+                for name, sha in node.hashes.items():
+                    branch.add(f"{name}  sha256 {sha}")
     console.print(branches[0])
     if found.broken:
         console.print(f" broken: {', '.join(found.broken)} (removed or damaged; the keys are those recorded)", highlight=False, soft_wrap=True)
@@ -138,6 +139,9 @@ def erase(user: Annotated[str, typer.Argument(help="The user's id.")], config: C
     write_json(json_path, report)
     if not report["found"] and report["erased_before"] is None and not report["places"]:
         console.print(f" user {user} is nowhere in {settings.home}: nothing to erase", highlight=False, soft_wrap=True)
+        return
+    if not report["places"]:
+        console.print(f" user {user} was erased on {_moment(report['erased_before'])} and is nowhere in {settings.home} now", highlight=False, soft_wrap=True)
         return
     table = Table(box=None, pad_edge=False)
     for column in ("place", "found", "removed", "left"):
