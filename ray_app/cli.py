@@ -14,6 +14,7 @@ from rich.console import Console
 from ray_app.cli_bench import bench_app
 from ray_app.cli_cluster import cluster_app, job_app
 from ray_app.cli_data import data_app
+from ray_app.cli_governance import add_to as add_governance
 from ray_app.cli_options import ConfigPath, DataDir, ImdbDir, JsonPath, Seed, Source, console, settings_of, writable, write_json
 from ray_app.cli_steps import run_until, step_command
 from ugt.schema import UGTError
@@ -24,6 +25,7 @@ train_app = typer.Typer(no_args_is_help=True, help="Vectors, semantic IDs and th
 export_app = typer.Typer(no_args_is_help=True, help="The model for other runtimes.")
 models_app = typer.Typer(no_args_is_help=True, help="Versions in the registry.")
 serve_app = typer.Typer(no_args_is_help=True, help="The serving graph.")
+add_governance(data_app)
 for name, group in (
     ("data", data_app),
     ("train", train_app),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +68,37 @@ def test_evaluate_with_curves_measures_every_strategy_and_draws_them(tiny_run, t
     page = (tmp_path / "page.html").read_text()
     assert "Accuracy and diversity" in page
     assert all(name.replace("_", " ") in page for name in report["curves"]["curves"])
+
+
+def _ugt(home: Path, *arguments: str) -> str:
+    env = os.environ | {"UGT_HOME": str(home)}
+    done = subprocess.run([sys.executable, "-m", "ray_app", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_served_version_leads_back_to_the_files_it_was_made_from(tiny_run, tmp_path: Path) -> None:
+    shown = _ugt(tiny_run.home, "data", "lineage", "production", "--json", str(tmp_path / "lineage.json"))
+    found = json.loads((tmp_path / "lineage.json").read_text())
+    assert found["root"] == f"version {tiny_run.report['model_version']}"
+    assert found["broken"] == []
+    assert {node.split("/")[0] for node in found["nodes"]} == {found["root"], *tiny_run.artifacts} - {"curves"}
+    source = found["nodes"][f"source/{tiny_run.artifacts['source'].name}"]
+    digest = hashlib.sha256((tiny_run.artifacts["source"] / "movielens" / "ratings.csv").read_bytes()).hexdigest()
+    assert source["hashes"]["movielens/ratings.csv"] == digest
+    assert "generated from its settings" in shown
+    _ugt(tiny_run.home, "data", "catalog", "--verify")
+
+
+def test_a_user_can_be_erased_from_a_whole_run(tiny_run, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(tiny_run.home, home, ignore=shutil.ignore_patterns("state"))
+    _ugt(home, "data", "erase", "7", "--json", str(tmp_path / "proof.json"))
+    proof = json.loads((tmp_path / "proof.json").read_text())
+    assert proof["proven"]
+    removed = {place["place"].split("/")[0] for place in proof["places"] if place["removed"]}
+    assert {"source", "etl", "histories", "baselines", "evaluate"} <= removed
+    for path in home.rglob("*.parquet"):
+        if "user_id" in pl.read_parquet_schema(path):
+            assert pl.read_parquet(path).filter(pl.col("user_id") == "7").height == 0, path
+    _ugt(home, "data", "catalog", "--verify")

@@ -17,9 +17,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -95,8 +95,19 @@ PER_USER = pa.schema(
 MANIFEST = "manifest.json"
 
 
+class Erasures(Record):
+    """How often an artifact was rewritten to take a user out of it (`data.erasure`), how many rows went, and when last (Unix seconds). Names nobody."""
+
+    users: int
+    rows: int
+    last: float
+
+
 class Manifest(Record):
-    """What a finished step says of itself. `figures` is what the step reports when it is skipped the next time."""
+    """What a finished step says of itself. `figures` is what the step reports when it is skipped the next time.
+
+    The fields with a default are younger than the others: manifests without them are read as they are.
+    """
 
     step: str
     key: str
@@ -105,7 +116,10 @@ class Manifest(Record):
     settings: dict[str, Any]
     figures: dict[str, Any]
     seconds: float
-    files: dict[str, int]
+    files: dict[str, int]  # bytes
+    hashes: dict[str, str] = {}  # SHA-256 of every file
+    created: float | None = None  # Unix seconds
+    erased: Erasures | None = None
 
 
 def content_hash(value: Any, length: int = 16) -> str:
@@ -120,6 +134,12 @@ def content_hash(value: Any, length: int = 16) -> str:
 
     text = json.dumps(value, sort_keys=True, default=encode, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 class Artifact(Record):
@@ -180,8 +200,27 @@ class ArtifactStore:
         found = self.find(step, key)
         if found is not None:
             return found
-        with self._alone(step, key):
+        with self._home_lock(fcntl.LOCK_SH), self._alone(step, key):
             return self.find(step, key) or self._make(step, key, make, version, inputs, read)
+
+    @contextmanager
+    def exclusively(self, what: str) -> Iterator[None]:
+        """No step is made while the block lasts; steps that are asked for meanwhile wait. Raises UGTError, naming `what`, if one is being made now."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._home_lock(fcntl.LOCK_EX | fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise UGTError(f"{what}: a step is being made in {self.home} now. Wait for it, or end it, then run this again.") from error
+            yield
+
+    @contextmanager
+    def _home_lock(self, kind: int) -> Iterator[None]:
+        """Shared by the steps that are being made; alone with whatever rewrites or removes finished ones."""
+        folder = self.home / "work"
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "home.lock", "w") as lock:
+            _flock(lock, kind)
+            yield
 
     @contextmanager
     def _alone(self, step: str, key: str) -> Iterator[None]:
@@ -189,11 +228,7 @@ class ArtifactStore:
         folder = self.home / "work" / step
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{key}.lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system without locks: one run at a time is then up to the user
-                    raise
+            _flock(lock, fcntl.LOCK_EX)
             yield
 
     def _make(
@@ -216,6 +251,8 @@ class ArtifactStore:
                 figures=figures,
                 seconds=round(time.monotonic() - start, 3),
                 files=files,
+                hashes={file: file_hash(partial / file) for file in files},
+                created=time.time(),
             )
             write_text(partial / MANIFEST, manifest.model_dump_json(indent=1))
         except OSError as error:
@@ -232,6 +269,14 @@ class ArtifactStore:
         os.replace(partial, path)
         shutil.rmtree(self.home / "work" / step / key, ignore_errors=True)
         return Artifact(path=path, manifest=manifest, skipped=False)
+
+
+def _flock(lock: IO[str], kind: int) -> None:
+    try:
+        fcntl.flock(lock, kind)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system without locks: one run at a time is then up to the user
+            raise
 
 
 def usable_folder(path: Path, flag: str) -> None:

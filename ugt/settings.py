@@ -43,6 +43,13 @@ class StoresConfig(Config):
     sql_url: str = ""
 
 
+class RetentionConfig(Config):
+    """What `ugt data catalog --prune` may remove: nothing younger than this, and nothing that a version or the newest run needs."""
+
+    days: float = Field(90, ge=0)  # of artifacts
+    event_log_days: float = Field(365, ge=0)
+
+
 class ServeConfig(Config):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
@@ -89,6 +96,7 @@ class Settings(BaseSettings):
     curves: CurvesConfig = CurvesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     stores: StoresConfig = StoresConfig()
+    retention: RetentionConfig = RetentionConfig()
     serve: ServeConfig = ServeConfig()
     ray: RayConfig = RayConfig()
 

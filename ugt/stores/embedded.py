@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,10 @@ def running(home: Path) -> dict[str, int]:
     return {name: record["pid"] for name in ("redis", "milvus") if (record := _read(state, name)) is not None and _process(record) is not None}
 
 
-def stop(home: Path) -> None:
-    """End the embedded servers of this home, data flushed to disk. Nothing happens if none is running."""
+def stop(home: Path, names: Iterable[str] = ("redis", "milvus")) -> None:
+    """End the embedded servers of this home (or those named), data flushed to disk. Nothing happens if none is running."""
     state = state_dir(home)
-    for name in ("redis", "milvus"):
+    for name in names:
         with _locked(state, name):
             record = _read(state, name)
             process = _process(record) if record else None
@@ -146,6 +146,7 @@ def _redis_command(data: Path, port: int, password: str) -> list[str]:
                 "set-proc-title no",  # the command line keeps the path of this file: that is how a stray server is recognised
                 "appendonly yes",
                 "appendfsync always",  # a 202 for feedback promises that it is on disk
+                "aof-use-rdb-preamble no",  # a dump of a stream keeps the bytes of its deleted entries; commands name only what is there
                 "aof-load-truncated yes",  # the last command may be cut by a kill -9; it was never acknowledged
                 'save ""',  # the append-only file is the truth
                 "maxmemory-policy noeviction",

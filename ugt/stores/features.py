@@ -28,6 +28,7 @@ HISTORY_LIMIT = 1000  # events kept for the model, whose window is far shorter; 
 PREFIX = "ugt:"
 STREAM = PREFIX + "events"
 MATERIALIZED = PREFIX + "materialized"
+USER_KINDS = ("user", "history", "seen", "exposed")  # keys named by a user id: what an erasure takes away (`ugt.stores.erasure`)
 ALL = "all"
 
 

@@ -76,6 +76,10 @@ class VectorStore:
         if self._client.has_collection(_collection(space)):
             self._client.drop_collection(_collection(space))
 
+    def fields(self, space: str) -> list[str]:
+        """Names of what a row of a space holds."""
+        return [str(field["name"]) for field in self._client.describe_collection(_collection(space))["fields"]]
+
     def spaces(self) -> list[str]:
         return sorted(c.removeprefix("ugt_") for c in self._client.list_collections() if c.startswith("ugt_"))
 
