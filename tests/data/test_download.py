@@ -211,14 +211,14 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(publisher: Publi
 @pytest.mark.parametrize("content", [archive()[:-3000], archive()[:500] + b"x" + archive()[501:], b"<html>come back later</html>", b""])
 def test_a_damaged_archive_is_refused_and_removed(publisher: Publisher, tmp_path: Path, content: bytes) -> None:
     publisher.files = {"ml-1m.zip": content}
-    with pytest.raises(UGTError, match="arrived damaged .* Run the command again"):
+    with pytest.raises(UGTError, match=r"arrived damaged .* Run the command again"):
         fetch(publisher, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_gzip_that_ends_too_early_is_refused(publisher: Publisher, tmp_path: Path) -> None:
     whole = gzip.compress(b"tconst\n" + random.Random(0).randbytes(10_000))
-    publisher.files = {f: whole for f in DATASETS["imdb"].files} | {"title.principals.tsv.gz": whole[:-100]}
+    publisher.files = dict.fromkeys(DATASETS["imdb"].files, whole) | {"title.principals.tsv.gz": whole[:-100]}
     with pytest.raises(UGTError, match=r"title\.principals\.tsv\.gz arrived damaged"):
         fetch(publisher, tmp_path, "imdb")
     assert sorted(json.loads((tmp_path / RECORD).read_text())) == ["title.basics.tsv.gz", "title.crew.tsv.gz", "title.ratings.tsv.gz"]
@@ -243,7 +243,7 @@ def test_a_fetched_file_is_checked_again_on_the_next_run(publisher: Publisher, t
     assert publisher.asked == []
     assert "SHA-256 as recorded" in said[1]
     (tmp_path / "ml-1m.zip").write_bytes(archive(7))  # whole, but not what was fetched
-    with pytest.raises(UGTError, match="is not the file that was fetched .* Remove it"):
+    with pytest.raises(UGTError, match=r"is not the file that was fetched .* Remove it"):
         fetch(publisher, tmp_path)
     assert (tmp_path / "ml-1m.zip").read_bytes() == archive(7)
 
