@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from data.fetched import Partial, Record, digest
+from data.fetched import Partial, Record, digest, progress_bar
 from ugt.artifacts import usable_folder
 from ugt.schema import UGTError
 
@@ -108,10 +107,10 @@ def _fetch(client: httpx.Client, url: str, path: Path, dataset: PublicDataset, r
     if wrong:
         partial.discard()
         raise UGTError(f"{url} arrived damaged ({wrong}) and was removed. Run the command again.")
+    sha256 = digest(arrived)
+    record.add(path.name, sha256=sha256, bytes=arrived.stat().st_size, md5_published=published, origin=None if there else url)
     if not there:
-        partial.finish()
-    sha256 = digest(path)
-    record.add(path.name, sha256=sha256, bytes=path.stat().st_size, md5_published=published, origin=None if there else url)
+        partial.finish()  # last, so that a file that is there is one that is recorded
     checked = "MD5 as published" if published else "archive whole"
     say(f" {'found' if there else 'fetched'} {path.name}: {_size(path)} in {time.monotonic() - started:.1f} s, {checked}, SHA-256 {sha256}")
     return path
@@ -163,8 +162,7 @@ def _transfer(client: httpx.Client, url: str, partial: Partial) -> None:
             partial.begin(now)
         done = have if resumed else 0
         total = int(answer.headers.get("content-length", 0)) + done or None
-        bars = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress("{task.description}", *bars, transient=True) as progress, open(partial.path, "ab") as f:
+        with progress_bar() as progress, open(partial.path, "ab") as f:
             task = progress.add_task(partial.target.name, total=total, completed=done)
             for chunk in answer.iter_raw():
                 f.write(chunk)

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from ugt.artifacts import write_text
 from ugt.schema import UGTError
 
 RECORD = "checksums.json"
-BLOCK = 4 << 20
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
     """The checksum of a file, in hexadecimal."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, algorithm).hexdigest()
+
+
+def progress_bar() -> Progress:
+    """A bar of bytes for a person who watches; a log gets the line of each finished file only."""
+    return Progress("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), transient=True, disable=not sys.stdout.isatty())
 
 
 class Record:

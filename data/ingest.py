@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from data.fetched import Partial, Record, digest
+from data.fetched import Partial, Record, digest, progress_bar
 from data.sources import amazon, imdb, movielens, plots, sequences
 from data.sources.rows import SourceFile, file_columns
 from ugt.artifacts import usable_folder
@@ -98,8 +97,10 @@ def recognise(names: list[str], folder: str, members: Callable[[str], list[str]]
     sets = [n for n in lines if _bare(n).endswith(".txt") and not n.startswith(amazon.OTHER)]
     if side and (sets or any(_bare(n) == "p5.sequential.txt" for n in side)):
         found[f"amazon-{_bare(sets[0]).removesuffix('.txt')}" if len(sets) == 1 else "amazon"] = sorted({*side, *sets})
-    elif (named := [n for n in lines if n.split(".")[0] == "sequences"]) or (len(lines) == 1 and not found):
-        found["sequences"] = sorted({*(named or lines), *(n for n in lines if n.split(".")[0] == "items")})
+    elif not set(found) - {"plots"} and (others := [n for n in lines if n.split(".")[0] != "items"]):
+        named = [n for n in others if n.split(".")[0] == "sequences"] or others
+        if len(named) == 1:
+            found["sequences"] = sorted({*named, *set(lines).difference(others)})
     return found
 
 
@@ -177,18 +178,15 @@ def _copy(fs: pafs.FileSystem, info: pafs.FileInfo, origin: str, path: Path, rec
         partial.discard()
         raise UGTError(f"{origin} changed while it was copied. Run the command again.")
     sha256 = digest(partial.path)
-    partial.finish()
     record.add(path.name, sha256=sha256, bytes=info.size, origin=origin, version=version)
+    partial.finish()  # last, so that a file that is there is one that is recorded
     return True
 
 
 def _pour(f: pa.NativeFile, partial: Partial, info: pafs.FileInfo) -> None:
     have = partial.size
     f.seek(have)
-    with (
-        Progress("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), transient=True) as progress,
-        open(partial.path, "ab") as out,
-    ):
+    with progress_bar() as progress, open(partial.path, "ab") as out:
         task = progress.add_task(info.base_name, total=info.size, completed=have)
         while block := f.read(BLOCK):
             out.write(block)

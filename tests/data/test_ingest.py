@@ -15,6 +15,7 @@ import pytest
 from data import ingest as module
 from data.fetched import RECORD
 from data.ingest import gather, ingest, recognise
+from data.sources.movielens import files
 from ugt.schema import UGTError
 
 RATINGS = "userId,movieId,rating,timestamp\n" + "".join(f"{u},{m},4.0,{1000 + m}\n" for u in range(40) for m in range(1, 40))
@@ -189,7 +190,7 @@ def test_a_zip_is_known_by_what_is_in_it(home: Path, tmp_path: Path) -> None:
         (["title.basics.tsv.gz", "name.basics.tsv", "notes.tsv"], "x", {"imdb": ["title.basics.tsv.gz", "name.basics.tsv"]}),
         (["movies.dat", "ratings.dat", "users.dat", "README"], "x", {"movielens-1m": ["movies.dat", "ratings.dat", "users.dat"]}),
         (
-            ["links.csv", "movies.dat", "movies_extrainfos.dat.gz", "ratings.users-1-2999.dat.gz"],
+            ["links.csv", "movies.dat", "movies_extrainfos.dat.gz", "ratings.users-1-2999.dat.gz", "sequences.tsv.gz"],
             "ml-1m",
             {"movielens-1m": ["links.csv", "movies.dat", "ratings.users-1-2999.dat.gz"], "plots": ["movies_extrainfos.dat.gz"]},
         ),
@@ -202,6 +203,7 @@ def test_a_zip_is_known_by_what_is_in_it(home: Path, tmp_path: Path) -> None:
         ),
         (["Toys.txt.gz", "idgenrec.item_text_ids.txt.gz", "p5.sequential.txt.gz"], "x", None),
         (["items.tsv", "sequences.txt.gz"], "x", {"sequences": ["items.tsv", "sequences.txt.gz"]}),
+        (["clicks.txt", "items.txt.gz"], "x", {"sequences": ["clicks.txt", "items.txt.gz"]}),
         (["README.txt", "clicks.tsv"], "x", {"sequences": ["clicks.tsv"]}),
         (["movies_metadata.csv", "tmdb_5000_movies.csv.gz", "credits.csv"], "x", {"plots": ["movies_metadata.csv", "tmdb_5000_movies.csv.gz"]}),
         (["a.txt", "b.txt"], "x", {}),
@@ -210,3 +212,26 @@ def test_a_zip_is_known_by_what_is_in_it(home: Path, tmp_path: Path) -> None:
 def test_sources_are_known_by_their_names(names: list[str], folder: str, found: dict[str, list[str]] | None) -> None:
     expected = {"amazon-Toys": sorted(names)} if found is None else found
     assert recognise(sorted(names), folder, lambda _: []) == {kind: sorted(files) for kind, files in expected.items()}
+
+
+def test_links_of_another_version_can_be_put_beside_1m(home: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "ml-1m", tmp_path / "ml-25m"
+    old.mkdir()
+    new.mkdir()
+    (old / "movies.dat").write_text("1::Toy Story (1995)::Comedy\n")
+    (old / "ratings.dat").write_text("1::1::5::978300760\n")
+    (new / "links.csv").write_text("movieId,imdbId,tmdbId\n1,0114709,862\n")
+    run(old, home)
+    assert run(new, home, "movielens-1m")[-1] == f" next: ugt data etl --source movielens --data-dir {home}/sources/movielens-1m"
+    assert sorted(files(home / "sources/movielens-1m")) == ["links", "movies", "ratings"]
+
+
+def test_a_run_that_died_before_the_last_rename_is_finished_by_the_next(origin: Path, home: Path) -> None:
+    run(origin, home)
+    folder = home / "sources/movielens-25m"
+    stat = (origin / "ratings.csv").stat()
+    (folder / "ratings.csv").rename(folder / "ratings.csv.partial")
+    (folder / "ratings.csv.partial.version").write_text(f"{stat.st_size} {stat.st_mtime_ns}")
+    run(origin, home)
+    assert (folder / "ratings.csv").read_text() == RATINGS
+    assert not list(folder.glob("*.partial*"))
