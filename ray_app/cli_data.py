@@ -29,9 +29,27 @@ def data_materialize(config: ConfigPath = None, version: Annotated[str, typer.Op
 
 @data_app.command("download")
 def data_download(
-    name: Annotated[str, typer.Argument(help="imdb or movielens-latest-small.")], to: Annotated[Path, typer.Option(help="Folder to download into.")]
+    name: Annotated[str, typer.Argument(help="imdb, movielens-latest-small, movielens-1m, movielens-25m or movielens-32m.")],
+    to: Annotated[Path, typer.Option(help="Folder to download into.")],
+    mirror: Annotated[str | None, typer.Option(help="An address that holds the same files, instead of the publisher's.")] = None,
 ) -> None:
-    """Fetch a public data set (resumed where it stopped); its licence notice is shown first."""
+    """Fetch a public data set (resumed where it stopped, checked); its licence notice is shown first."""
     from data.download import download
 
-    download(name, to, console.print)
+    download(name, to, say, mirror)
+
+
+@data_app.command("ingest")
+def data_ingest(
+    origin: Annotated[str, typer.Option("--from", help="A folder, or a URI (file://, s3://, gs://) of one, that holds a source's files.")],
+    name: Annotated[str | None, typer.Option(help="Name below UGT_HOME/sources, instead of what the source is called.")] = None,
+    config: ConfigPath = None,
+) -> None:
+    """Copy a source's files into UGT_HOME/sources (resumed, checked), and say what they are and what to run next."""
+    from data.ingest import ingest
+
+    ingest(origin, settings_of(config).home, say, name)
+
+
+def say(line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)

@@ -31,6 +31,9 @@ class EtlConfig(Config):
     title_types: tuple[str, ...] = ("movie", "tvMovie", "tvSeries", "tvMiniSeries", "short", "video", "tvSpecial", "tvShort")  # no games, no single episodes
     min_user_events: int = 1
     blocks: int = Field(8, ge=1)  # Ray Data blocks per table; its own default cuts a small file into hundreds
+    links: Path | None = None  # a links.csv of another MovieLens version, for one that has none (ids are the same in all)
+    plots_dir: Path | None = None  # plot texts and metadata of films (docs/data.md, "Plot texts"), for IMDb and MovieLens
+    event_log: Path | None = None  # the system's own events, to be read beside the source's (docs/data.md, "Event log")
     hold_out: float = Field(0.0, ge=0, lt=1)  # share of the items kept from everything that follows, to be inserted as new ones (`ugt.holdout`)
     hold_out_seed: int = 0
 

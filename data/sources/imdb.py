@@ -237,10 +237,14 @@ EMPTY: dict[str, dict[str, Any]] = {
 }
 
 
+# what IMDb knows of a title
+TITLE: dict[str, Any] = EMPTY["title.basics"] | EMPTY["title.ratings"] | {"genres": pl.List(pl.String), "countries": pl.List(pl.String)}
+
+
 def join(tables: dict[str, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """(titles, credits, episodes) of a partition from the rows of each table that is there, one per key.
 
-    titles: `slot` and the fields of an item that IMDb knows, sorted by slot. credits: (slot, person, role as a number, ordering), each person
+    titles: TITLE, sorted by slot. credits: (slot, person, role as a number, ordering), each person
     and role of a title once, crew before cast. Countries are the regions that list the title under its original name; IMDb has no country of production.
     """
     basics, ratings, crew, principals, akas, episodes = (tables.get(name, pl.DataFrame(schema=schema)).select(list(schema)) for name, schema in EMPTY.items())

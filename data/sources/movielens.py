@@ -18,7 +18,7 @@ from data.sources.rows import SourceFile, whole
 from ugt.schema import UGTError
 
 MOVIES = (Column("movieId", required=True, pattern=r"^\d+$"), Column("title", required=True), Column("genres"))
-LINKS = (Column("movieId", required=True, pattern=r"^\d+$"), Column("imdbId", pattern=r"^\d{1,10}$"))
+LINKS = (Column("movieId", required=True, pattern=r"^\d+$"), Column("imdbId", pattern=r"^\d{1,10}$"), Column("tmdbId", pattern=r"^\d{1,10}$"))
 RATINGS = (
     Column("userId", required=True),
     Column("movieId", required=True),
@@ -54,43 +54,71 @@ OCCUPATIONS = [
 ]  # the README of MovieLens 1M
 
 
-def files(folder: Path) -> dict[str, SourceFile]:
-    """movies, ratings and, where there are any, links and users. Raises UGTError naming what is missing."""
+PLAIN = ("movies.csv", "links.csv", "ratings.csv", "movies.dat", "users.dat", "ratings.dat")
+
+
+def files(folder: Path, links: Path | None = None) -> dict[str, SourceFile]:
+    """movies, ratings and, where there are any, links and users; of the folder itself, else of the one MovieLens zip in it.
+
+    links: a links.csv(.gz) of another version, for one that has none (1M; MovieLens ids are the same in all versions). One in the folder is found without it.
+    Raises UGTError naming what is missing.
+    """
     if not folder.is_dir():
         raise UGTError(f"there is no folder {folder}. Give the folder with MovieLens' ratings.csv and movies.csv, or with its zip (--data-dir).")
-    specs = {"movies": MOVIES, "links": LINKS, "ratings": RATINGS}
-    places: dict[str, tuple[Path, str | None]] = {t: (p, None) for t in specs for p in (folder / f"{t}.csv.gz", folder / f"{t}.csv") if p.is_file()}
-    if not places:
-        dat = sorted(folder.glob("ratings*.dat*"))
-        if dat and (folder / "movies.dat").is_file():
-            return _one_million(folder, dat[0])
-        for path in sorted(folder.glob("*.zip")):
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    places = {t: (path, name) for name in archive.namelist() for t in specs if Path(name).name == f"{t}.csv"}
-            except zipfile.BadZipFile as error:
-                raise UGTError(f"{path} is not a whole zip file ({error}). Fetch it again.") from error
-            if places:
-                break
-    missing = [t for t in ("movies", "ratings") if t not in places]
-    if missing:
-        raise UGTError(
-            f"{folder} holds no {' and no '.join(f'{t}.csv' for t in missing)} (nor a MovieLens zip, nor ratings.dat with movies.dat). Check --data-dir."
-        )
-    return {
-        t: SourceFile(t, str(path), tuple(c.name for c in specs[t]), "userId" if t == "ratings" else "movieId", "csv", member)
-        for t, (path, member) in places.items()
-    }
+    if links is not None and not links.is_file():
+        raise UGTError(f"there is no file {links} with the links of MovieLens ids to IMDb's. Give the path of a links.csv or links.csv.gz.")
+    places: dict[str, tuple[Path, str | None]] = {}
+    for path in sorted(folder.iterdir()):
+        bare = path.name.removesuffix(".gz")
+        bare = "ratings.dat" if bare.startswith("ratings") and bare.endswith(".dat") else bare
+        if bare in PLAIN and path.is_file():
+            places.setdefault(bare, (path, None))
+    if not any({f"movies.{kind}", f"ratings.{kind}"} <= places.keys() for kind in ("csv", "dat")):
+        places |= _zipped(folder)
+    if links is not None:
+        places["links.csv"] = (links, None)
+    if {"movies.csv", "ratings.csv"} <= places.keys():
+        return {name.removesuffix(".csv"): csv_file(name.removesuffix(".csv"), *place) for name, place in places.items() if name.endswith(".csv")}
+    if {"movies.dat", "ratings.dat"} <= places.keys():
+        found = {table: dat_file(table, *places[f"{table}.dat"]) for table in ("movies", "ratings", "users") if f"{table}.dat" in places}
+        return found | ({"links": csv_file("links", *places["links.csv"])} if "links.csv" in places else {})
+    missing = [f"{t}.csv" for t in ("movies", "ratings") if f"{t}.csv" not in places]
+    raise UGTError(f"{folder} holds no {' and no '.join(missing)} (nor a MovieLens zip, nor ratings.dat with movies.dat). Check --data-dir.")
 
 
-def _one_million(folder: Path, ratings: Path) -> dict[str, SourceFile]:
-    def dat(table: str, path: Path, columns: tuple[Column, ...], extra: tuple[str, ...] = ()) -> SourceFile:
-        return SourceFile(table, str(path), tuple(c.name for c in columns) + extra, columns[0].name, "colons", header=False, encoding="latin-1")
+def _zipped(folder: Path) -> dict[str, tuple[Path, str | None]]:
+    """The files of MovieLens in the only zip that holds ratings."""
+    found = {}
+    for path in sorted(folder.glob("*.zip")):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members: dict[str, tuple[Path, str | None]] = {Path(name).name: (path, name) for name in archive.namelist() if Path(name).name in PLAIN}
+        except zipfile.BadZipFile as error:
+            raise UGTError(f"{path} is not a whole zip file ({error}). Fetch it again.") from error
+        if {"ratings.csv", "ratings.dat"} & members.keys():
+            found[path.name] = members
+    if len(found) > 1:
+        raise UGTError(f"{folder} holds several MovieLens zips: {', '.join(found)}. Keep one, or give each a folder of its own (--data-dir).")
+    return next(iter(found.values()), {})
 
-    found = {"movies": dat("movies", folder / "movies.dat", MOVIES), "ratings": dat("ratings", ratings, RATINGS)}
-    if (folder / "users.dat").is_file():
-        found["users"] = dat("users", folder / "users.dat", USERS, ("zip",))
-    return found
+
+def csv_file(table: str, path: Path, member: str | None = None) -> SourceFile:
+    """A file of the CSV versions: movies, links or ratings."""
+    columns = {"movies": MOVIES, "links": LINKS, "ratings": RATINGS}[table]
+    return SourceFile(table, str(path), tuple(c.name for c in columns), "userId" if table == "ratings" else "movieId", "csv", member)
+
+
+def dat_file(table: str, path: Path, member: str | None = None) -> SourceFile:
+    """A file of 1M: movies, ratings or users, `::` and Latin-1."""
+    columns = tuple(c.name for c in {"movies": MOVIES, "ratings": RATINGS, "users": USERS}[table]) + (("zip",) if table == "users" else ())
+    return SourceFile(table, str(path), columns, columns[0], "colons", member, header=False, encoding="latin-1")
+
+
+def ids(links: SourceFile) -> pl.DataFrame:
+    """(item_id, imdb_id, tmdb_id) of the readable rows of links.csv, the first of a repeated movie; an id that isn't there is null."""
+    rows = _rows(links, LINKS, Tally(), [])
+    tt = pl.lit("tt") + pl.col("imdbId").cast(pl.Int64).cast(pl.String).str.zfill(7)
+    return rows.select(item_id="movieId", imdb_id=tt, tmdb_id=pl.col("tmdbId").cast(pl.Int64).cast(pl.String))
 
 
 def catalogue(found: dict[str, SourceFile]) -> Part:

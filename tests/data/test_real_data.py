@@ -35,6 +35,25 @@ def test_latest_small_with_the_heads_of_imdb(ray_session: None, tmp_path: Path) 
     assert (figures["evaluated_users"], figures["length"]["min"], figures["length"]["max"]) == (610, 20, 2_698)
 
 
+def test_1m_with_the_links_of_25m_beside_it(ray_session: None, tmp_path: Path) -> None:
+    """The part of the ratings that has times: users 1 to 2,999."""
+    folder = tmp_path / "ml-1m"
+    folder.mkdir()
+    for path in (*(ROOT / "movielens/ml-1m").glob("*.dat*"), ROOT / "movielens/ml-25m/links.csv.gz"):
+        (folder / path.name).symlink_to(path)
+    figures = etl.run("movielens", folder, ROOT / "imdb/tsv-head-2025-08", EtlConfig(), tmp_path)
+    assert (figures["events"], figures["users"], figures["items"], figures["quarantined"]) == (487_650, 2_999, 3_883, 0)
+    assert (figures["items_with_events"], figures["covered_by_imdb"]) == (3_615, 357)
+    items = pl.DataFrame(pl.from_arrow(read_table(tmp_path / "items", ITEMS)))
+    assert items["imdb_id"].count() == 3_849
+
+
+def test_sports_with_its_dates(ray_session: None, tmp_path: Path) -> None:
+    figures = etl.run("amazon", ROOT / "amazon-2014/Sports_and_Outdoors", None, EtlConfig(), tmp_path)
+    assert (figures["users"], figures["items"], figures["events"]) == (35_598, 18_357, 296_337)
+    assert figures["tables"]["timestamps"]["rows_out"] == 293_400
+
+
 def test_beauty_with_its_titles_and_dates(ray_session: None, tmp_path: Path) -> None:
     figures = etl.run("amazon", ROOT / "amazon-2014/Beauty", None, EtlConfig(), tmp_path)
     assert (figures["users"], figures["items"], figures["events"]) == (22_363, 12_101, 198_502)
