@@ -56,6 +56,7 @@ def drain(redis_url: str, log_dir: Path, *, follow: bool = False, every: float =
     log_dir = Path(log_dir)
     log_dir.mkdir(parents=True, exist_ok=True)
     figures = dict.fromkeys(("read", "written", "quarantined", "removed", "files"), 0)
+    _sweep(log_dir)
     try:
         with _alone(log_dir / ".drain.lock", wait=False), contextlib.closing(redis.Redis.from_url(redis_url, decode_responses=True)) as client:
             with contextlib.suppress(redis.exceptions.ResponseError):  # BUSYGROUP: it is there
@@ -77,6 +78,14 @@ def drain(redis_url: str, log_dir: Path, *, follow: bool = False, every: float =
         raise UGTError(f"the event stream cannot be read: Redis does not answer ({error}). Nothing is lost: start it, then run it again.") from error
     except KeyboardInterrupt:
         return figures
+
+
+def _sweep(log_dir: Path) -> None:
+    """Remove unfinished files of writers that were killed: an hour old, so that nobody writes to them any more."""
+    for stale in log_dir.glob("*/.part-*.parquet"):
+        with contextlib.suppress(FileNotFoundError):
+            if stale.stat().st_mtime < time.time() - 3600:
+                stale.unlink()
 
 
 def _entries(client: Any, start: str) -> list[tuple[str, dict[str, str] | None]]:
@@ -256,8 +265,6 @@ def compact(log_dir: Path, until: date | None = None) -> dict[str, int]:
             if until is not None and day > until.isoformat():
                 continue
             folder = log_dir / f"date={day}"
-            for stale in folder.glob(f".{COMPACTED}*"):  # of a killed compaction; what a drain is writing has another name
-                stale.unlink()
             parts = sorted_parts(log_dir, day)
             if not (len(parts) == 1 and parts[0].name.startswith(COMPACTED)):
                 before = _read(parts, log_dir, day)
