@@ -124,7 +124,9 @@ def backfill(etl_dir: Path, log_dir: Path, out_dir: Path, first: date, last: dat
     if first > last:
         raise UGTError(f"--from {first} is later than --to {last}. Give the earlier day first.")
     if last >= datetime.now(UTC).date():
-        raise UGTError(f"--to {last} has not ended yet (UTC), so its features would change. The last whole day is {datetime.now(UTC).date() - timedelta(days=1)}.")
+        raise UGTError(
+            f"--to {last} has not ended yet (UTC), so its features would change. The last whole day is {datetime.now(UTC).date() - timedelta(days=1)}."
+        )
     wanted = [first + timedelta(days=n) for n in range((last - first).days + 1)]
     events, log_files = _events(Path(etl_dir), Path(log_dir), wanted[-1])
     figures: dict[str, Any] = {"days": len(wanted), "events": events.num_rows}

@@ -149,7 +149,7 @@ def values_of(entity: Entity, totals: Mapping[str, Mapping[str, int]], sizes: Ma
             whole = sum(of.values())
             row[f.name] = [{"key": k, "share": n / whole} for k, n in sorted(of.items(), key=lambda kn: (-kn[1], kn[0]))[:TOP]]
         elif f.how == "mean":
-            row[f.name] = of["sum"] / of["n"] / THOUSANDTHS if of.get("n") else None
+            row[f.name] = of["sum"] / (of["n"] * THOUSANDTHS) if of.get("n") else None
         elif f.how == "window":
             today = now // DAY
             row[f.name] = sum(n for day, n in of.items() if today - f.days < int(day) <= today)
@@ -192,7 +192,7 @@ def contributions(entity: Entity, events: pl.DataFrame) -> pl.DataFrame:
         elif total.by == "item":
             key = pl.col("item_id")
         elif total.by in ("hour", "day"):
-            rows = (events.filter(at) if rows is events else rows.filter(pl.col("timestamp") > 0))
+            rows = events.filter(at) if rows is events else rows.filter(pl.col("timestamp") > 0)
             hour = (pl.col("timestamp") // 3600 % 24).cast(pl.String).str.zfill(2)
             key = hour if total.by == "hour" else (pl.col("timestamp") // DAY).cast(pl.String)
         if total.by == "rating":
@@ -239,9 +239,7 @@ def as_of(entity: Entity, events: pl.DataFrame, requests: pl.DataFrame) -> pl.Da
         before = _sums_before(added, asked.with_columns(timestamp=start).join(of, on="entity")).with_columns(total=-pl.col("total"))
         both = pl.concat([sums.filter(pl.col("name") == f.of), before])
         sums = pl.concat([sums, both.group_by("moment", "key").agg(pl.col("total").sum()).select("moment", name=pl.lit(f.name), key="key", total="total")])
-    latest = (
-        events.filter(pl.col("timestamp") > 0).select("entity", "timestamp", latest=pl.col("timestamp")).sort("timestamp")
-    )
+    latest = events.filter(pl.col("timestamp") > 0).select("entity", "timestamp", latest=pl.col("timestamp")).sort("timestamp")
     newest = asked.sort("timestamp").join_asof(latest, on="timestamp", by="entity", strategy="backward", allow_exact_matches=False, check_sortedness=False)
     values = _values(entity, newest, sums)
     return requests.select("entity", "timestamp").join(values, on=["entity", "timestamp"], how="left", maintain_order="left")
@@ -262,21 +260,23 @@ def _sums_before(added: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
 def _values(entity: Entity, asked: pl.DataFrame, sums: pl.DataFrame) -> pl.DataFrame:
     """The features of each moment from its totals; a moment without any has zeros, nulls and empty lists."""
     name, key, total = pl.col("name"), pl.col("key"), pl.col("total")
-    scalars, tops = [], []
+    scalars: list[pl.Expr] = []
+    means: list[pl.Expr] = []
+    tops: list[pl.DataFrame] = []
     for f in FEATURES[entity]:
         if f.how == "key":
             scalars.append(total.filter((name == f.of) & (key == f.key)).sum().alias(f.name))
         elif f.how in ("distinct", "window"):
             scalars.append(total.filter(name == (f.of if f.how == "distinct" else f.name)).sum().alias(f.name))
         elif f.how == "mean":
-            n = total.filter((name == f.of) & (key == "n")).sum()
-            mean = total.filter((name == f.of) & (key == "sum")).sum() / n / THOUSANDTHS
-            scalars.append(pl.when(n > 0).then(mean).alias(f.name))
+            scalars += [total.filter((name == f.of) & (key == k)).sum().alias(f"{f.name} {k}") for k in ("sum", "n")]
+            # always column by column: polars divides by a single number by multiplying with its inverse, which is not the same number
+            means.append(pl.when(pl.col(f"{f.name} n") > 0).then(pl.col(f"{f.name} sum") / (pl.col(f"{f.name} n") * THOUSANDTHS)).alias(f.name))
         elif f.how == "top":
-            share = pl.struct("key", share=total / total.sum())
             ordered = sums.filter((name == f.of) & (total > 0)).sort("moment", total, "key", descending=[False, True, False])
-            tops.append(ordered.group_by("moment", maintain_order=True).agg(share.head(TOP).alias(f.name)))
-    rows = asked.join(sums.group_by("moment").agg(scalars), on="moment", how="left")
+            shares = ordered.with_columns(share=total / total.sum().over("moment"))
+            tops.append(shares.group_by("moment", maintain_order=True).agg(pl.struct("key", "share").head(TOP).alias(f.name)))
+    rows = asked.join(sums.group_by("moment").agg(scalars), on="moment", how="left").with_columns(means)
     for top in tops:
         rows = rows.join(top, on="moment", how="left")
     empty = pl.DataFrame(schema(entity).empty_table()).schema

@@ -110,7 +110,7 @@ import redis
 from data import event_log
 def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)
 if {where!r} == "client.xack": redis.Redis.xack = die
-else: setattr({{"os.replace": os, "pq.write_table": pq}}[{where!r}], {where.split('.')[1]!r}, die)
+else: setattr({{"os.replace": os, "pq.write_table": pq}}[{where!r}], {where.split(".")[1]!r}, die)
 event_log.drain(sys.argv[1], sys.argv[2])
 """
     done = subprocess.run([sys.executable, "-c", code, url, str(tmp_path)], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=120)
@@ -140,7 +140,11 @@ def test_an_entry_deleted_after_it_was_handed_out_is_counted_and_does_not_stop_t
 
 def test_compaction_leaves_one_sorted_file_a_day_and_a_second_run_changes_nothing(url, tmp_path):
     for n in range(4):
-        send(url, [event(10 * n + k, user_id=f"u{(n * k) % 3}", timestamp=MARCH_1 + 1000 * ((7 * n + k) % 5)) for k in range(5)] + [event(100 + n, timestamp=MARCH_1 + DAY)])
+        send(
+            url,
+            [event(10 * n + k, user_id=f"u{(n * k) % 3}", timestamp=MARCH_1 + 1000 * ((7 * n + k) % 5)) for k in range(5)]
+            + [event(100 + n, timestamp=MARCH_1 + DAY)],
+        )
         event_log.drain(url, tmp_path)
     before = {day: event_log.read_day(tmp_path, day) for day in event_log.days(tmp_path)}
     figures = event_log.compact(tmp_path)

@@ -163,7 +163,7 @@ def test_readers_never_see_an_empty_history_while_data_are_loaded_and_no_event_f
 
         tasks = [asyncio.create_task(read()), asyncio.create_task(write())]
         for n in range(3):
-            await loaded(f, {"old": 0, "new": 0, "x": 0}, histories("new") + [(User(user_id=f"only in {n}"), [])])
+            await loaded(f, {"old": 0, "new": 0, "x": 0}, [*histories("new"), (User(user_id=f"only in {n}"), [])])
         done.set()
         await asyncio.gather(*tasks)
         state, stale = await f.user_state("u7", time.time(), 10_000), await f.user_state("only in 1", time.time(), 1)

@@ -10,6 +10,8 @@ A load that is killed leaves keys of a generation nobody reads; the next load re
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from ugt.feature_definitions import LATEST, Entity, Facts
@@ -83,16 +85,15 @@ class FeatureLoad:
         await pipe.execute()
 
     async def totals(self, entity: Entity, rows: Iterable[tuple[str, str, str, int]]) -> None:
-        """(id, total, key, number) as `ugt.feature_definitions.totals_of` gives them, and (id, LATEST, "", timestamp). Numbers of one id stand together."""
-        pipe, last = self._redis.pipeline(transaction=False), None
-        for name, total, key, number in rows:
-            if entity == "user" and total == SEEN_TOTAL:
-                continue
+        """(id, total, key, number) as `ugt.feature_definitions.totals_of` gives them: rows of one id stand together."""
+        pipe = self._redis.pipeline(transaction=False)
+        for name, totals in groupby(rows, key=itemgetter(0)):
             at = self._key(f"totals:{entity}:{name}")
-            pipe.hset(at, LATEST if total == LATEST else f"{total}:{key}", number)
-            if entity == "user" and name != last:
+            fields = {LATEST if total == LATEST else f"{total}:{key}": number for _, total, key, number in totals if (entity, total) != ("user", SEEN_TOTAL)}
+            if fields:
+                pipe.hset(at, mapping=fields)
+            if entity == "user":
                 pipe.expire(at, self._features.ttl_seconds)
-                last = name
             if len(pipe) >= PIPELINE:
                 await pipe.execute()
         await pipe.execute()
@@ -147,7 +148,7 @@ class FeatureLoad:
     async def _sweep(self) -> None:
         """Remove every key but the stream, the exposures, and those of the generation that is read and the one being loaded."""
         current, loading = await self._redis.mget(GENERATION, LOADING)
-        kept = tuple(f"{PREFIX}{g}:" for g in {current or "0", loading} if g) + (PREFIX + "exposed:",)
+        kept = (PREFIX + "exposed:", *(f"{PREFIX}{g}:" for g in {current or "0", loading} if g))
         names = {STREAM, GENERATION, LOADING, PREFIX + "generations", PREFIX + "paused"}
         doomed: list[str] = []
         async for key in self._redis.scan_iter(match=PREFIX + "*", count=5000):
