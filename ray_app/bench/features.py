@@ -58,8 +58,9 @@ async def _run(url: str, reads: int, users: int, others: int, events: int, seed:
     finally:
         await features.close()
     names = ("bare", "state", "state_and_features")
-    p50, p99 = np.percentile(ms_R3, [50, 99], axis=0)
-    report: dict[str, Any] = {name: {"p50_ms": round(p50[k], 4), "p99_ms": round(p99[k], 4)} for k, name in enumerate(names)}
+    # p5 is what a read takes when nothing else wants the processor: on a busy machine the p99 of all three is its scheduler's
+    p5, p50, p99 = np.percentile(ms_R3, [5, 50, 99], axis=0)
+    report: dict[str, Any] = {name: {"p5_ms": round(p5[k], 4), "p50_ms": round(p50[k], 4), "p99_ms": round(p99[k], 4)} for k, name in enumerate(names)}
     return report | {
         "p99_beyond_bare_ms": round(p99[1] - p99[0], 4),
         "p99_beyond_bare_with_features_ms": round(p99[2] - p99[0], 4),
