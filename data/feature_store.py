@@ -1,7 +1,9 @@
 """Offline tables to the online stores: histories and popularity to Redis, vectors to Milvus, items, users and the version to SQL.
 
-A load is skipped when every store says that it already holds this data. It is not atomic across stores; the marker in Redis is removed first
-and set last, so a load that is killed is done again. Events accepted online since are applied on top: they are in the stream, not in the tables.
+A load is skipped when every store says that it already holds this data. Redis gets a generation beside the one that is read and then one switch, so a
+live server never sees an empty history (`ugt.stores.feature_load`). It is not atomic across stores: SQL records the version last, so a load that is
+killed is done again. Events accepted online since are applied on top: they are in the stream, not in the tables; those that an ETL took from the event
+log are in both and are not applied twice.
 """
 
 from __future__ import annotations
@@ -15,19 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from ugt import histories as histories_module
-from ugt.artifacts import ITEMS, MANIFEST, USERS, content_hash, read_table
+from ugt.artifacts import CREDITS, ITEMS, MANIFEST, USERS, content_hash, read_table
+from ugt.feature_definitions import DAY, FEATURES, LATEST, Facts, facts_of, totals_of
 from ugt.histories import Histories
 from ugt.runtime import VECTORS
 from ugt.schema import ACTIONS, Item, UGTError, User
 from ugt.settings import StoresConfig
 from ugt.stores import embedded
+from ugt.stores.feature_load import FeatureLoad
 from ugt.stores.features import ALL, OnlineFeatures, PastEvent, segment_of
 from ugt.stores.records import Records
 from ugt.stores.vectors import VectorStore, dense_space
 
-VERSION = 1  # raised when what is written changes
+VERSION = 2  # raised when what is written changes
+USERS_AT_ONCE = 20_000  # whose totals are made together: a few hundred MB at a hundred events each
 
 
 def materialize(
@@ -68,7 +74,7 @@ def materialize(
         users = {row["user_id"]: User(**row) for row in read_table(Path(etl_dir) / "users", USERS).to_pylist()}
         item_ids = [i.item_id for i in items]
         histories = histories_module.load(Path(histories_dir))
-        replayed = asyncio.run(_load_redis(resolved.redis_url, key, histories, users, item_ids))
+        replayed = asyncio.run(_load_redis(resolved, key, histories, users, item_ids, item_facts(Path(etl_dir)), Path(etl_dir) / "events"))
         for space in vectors.spaces():
             # a dense space is one version's and goes with its catalogue; the others are the loaded version's, which may have been made without one
             if space not in files and (not space.startswith("dense_") or vectors.count(space) != len(items)):
@@ -103,18 +109,71 @@ async def _marker(url: str) -> str | None:
         await features.close()
 
 
-async def _load_redis(url: str, key: str, histories: Histories, users: Mapping[str, User], item_ids: list[str]) -> int:
-    features = OnlineFeatures(url, timeout_s=60)
+async def _load_redis(
+    stores: StoresConfig, key: str, histories: Histories, users: Mapping[str, User], item_ids: list[str], facts: pl.DataFrame, events_dir: Path
+) -> int:
+    features = OnlineFeatures(stores.redis_url, timeout_s=60, ttl_days=stores.online_ttl_days)
     try:
-        await features.begin_load()
-        await features.load_users(_user_rows(histories, users, item_ids))
+        load = await FeatureLoad.begin(features)
+        await load.users(_user_rows(histories, users, item_ids))
+        of_items = []
+        for events in _event_frames(histories, item_ids, facts):
+            await load.totals("user", totals_of("user", events).iter_rows())
+            of_items.append(totals_of("item", events.with_columns(entity="item_id")))
+        await load.totals("item", _merged(of_items).iter_rows())
+        known = facts.filter((pl.col("genre").list.len() > 0) | (pl.col("person").list.len() > 0))
+        await load.facts((item_id, Facts(tuple(genres), tuple(people))) for item_id, genres, people in known.iter_rows())
         for segment, counts in _popularity(histories, users, item_ids).items():
-            await features.load_popularity(segment, counts)
-        replayed = await features.replay()
-        await features.finish_load(key)
-        return replayed
+            await load.popularity(segment, counts)
+        return await load.switch(key, await _held(features, events_dir))
     finally:
         await features.close()
+
+
+async def _held(features: OnlineFeatures, events_dir: Path) -> set[str]:
+    """Ids of the stream's events that the tables hold already: an ETL may have read them from the event log."""
+    if not events_dir.is_dir():
+        return set()
+    streamed = [event_id async for event_id in features.event_ids()]
+    found = pl.scan_parquet(events_dir / "*.parquet").select("event_id").filter(pl.col("event_id").is_in(streamed)).collect(engine="streaming")
+    return set(found["event_id"].to_list())
+
+
+def item_facts(etl_dir: Path) -> pl.DataFrame:
+    """`item_id, genre, person` of every item of an ETL's tables. A catalogue without credits has items without people."""
+    items = pl.DataFrame(pl.from_arrow(read_table(etl_dir / "items", ITEMS).select(["item_id", "genres"])))
+    credits = read_table(etl_dir / "credits", CREDITS) if (etl_dir / "credits").is_dir() else CREDITS.empty_table()
+    return facts_of(items, pl.DataFrame(pl.from_arrow(credits)))
+
+
+def _event_frames(h: Histories, item_ids: list[str], facts: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """The events of some users at a time, as `ugt.feature_definitions` reads them."""
+    ids = pl.Series(item_ids, dtype=pl.String)
+    names = pl.Series(("view", *ACTIONS))  # action 0 is "unknown to the vocabulary", see `_user_rows`
+    for first in range(0, len(h), USERS_AT_ONCE):
+        last = min(first + USERS_AT_ONCE, len(h))
+        cut = slice(int(h.offsets[first]), int(h.offsets[last]))
+        users = pl.Series(h.user_ids[first:last], dtype=pl.String)
+        frame = pl.DataFrame(
+            {
+                "entity": users.gather(np.repeat(np.arange(last - first), h.lengths[first:last])),
+                "item_id": ids.gather(h.items[cut]),
+                "action": names.gather(h.actions[cut]),
+                "value": h.values[cut],
+                "timestamp": h.timestamps[cut],
+            }
+        )
+        yield frame.join(facts, on="item_id", how="left")
+
+
+def _merged(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """Totals of items from those of several groups of users; days that no window reaches any more are left out."""
+    if not parts:
+        return pl.DataFrame(schema={"entity": pl.String, "name": pl.String, "key": pl.String, "add": pl.Int64})
+    reach = max(f.days for f in FEATURES["item"])
+    rows = pl.concat(parts).filter((pl.col("name") != "day") | (pl.col("key").cast(pl.Int64, strict=False) > time.time() // DAY - reach))
+    total = pl.when(pl.col("name").first() == LATEST).then(pl.col("add").max()).otherwise(pl.col("add").sum())
+    return rows.group_by("entity", "name", "key").agg(total).sort("entity", "name", "key")
 
 
 def _user_rows(h: Histories, users: Mapping[str, User], item_ids: list[str]) -> Iterator[tuple[User, list[PastEvent]]]:

@@ -151,3 +151,25 @@ def bench_etl(
     report = bench.run(scale, seed, folder or settings.home / "bench" / "etl", repeats=repeats, polars=polars, nodes=nodes)
     console.print_json(json.dumps(report))
     write_json(json_path, report)
+
+
+@bench_app.command("features")
+def bench_features(
+    reads: Annotated[int, typer.Option(help="Reads of each kind.")] = 5000,
+    others: Annotated[int, typer.Option(help="Users beside the 200 measured ones.")] = 10_000,
+    events: Annotated[int, typer.Option(help="Events of each user.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the generated users.")] = 0,
+    json_path: JsonPath = None,
+) -> None:
+    """Time of the online feature read beyond a bare round trip to the same Redis."""
+    from ray_app.bench import features as bench
+
+    writable(json_path, "--json")
+    report = bench.run(reads=reads, others=others, events=events, seed=seed)
+    for name in ("bare", "state", "state_and_features"):
+        console.print(
+            f" {name:<19} p5 {report[name]['p5_ms']:.3f} ms   p50 {report[name]['p50_ms']:.3f} ms   p99 {report[name]['p99_ms']:.3f} ms", highlight=False
+        )
+    beyond = f"{report['p99_beyond_bare_ms']:.3f} ms, with features {report['p99_beyond_bare_with_features_ms']:.3f} ms"
+    console.print(f" p99 beyond a bare round trip: {beyond} (bar {report['bar_ms']:g} ms)", highlight=False, soft_wrap=True)
+    write_json(json_path, report)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ray_app.cli_options import ConfigPath, console, settings_of
+from ray_app.cli_options import ConfigPath, JsonPath, console, settings_of, writable, write_json
 from ray_app.cli_steps import step_command
+from ugt.schema import UGTError
 
 data_app = typer.Typer(no_args_is_help=True, help="Sources to canonical tables, features and histories.")
 
@@ -24,6 +27,75 @@ def data_materialize(config: ConfigPath = None, version: Annotated[str, typer.Op
 
     settings = settings_of(config)
     figures = serving.load_stores(settings, serving.find(settings, version))
+    _summary(figures)
+
+
+@data_app.command("ingest")
+def data_ingest(
+    source: Annotated[str, typer.Option("--from", help="events: the event stream of the online store, to the event log.")],
+    follow: Annotated[bool, typer.Option(help="Go on until interrupted, a file every few seconds.")] = False,
+    config: ConfigPath = None,
+    json_path: JsonPath = None,
+) -> None:
+    """Bring data in from where they are made. `--from events`: what people did since the last time, from Redis to <home>/event_log."""
+    if source not in ("events", "redis"):
+        raise UGTError(f"--from {source}: there is no such source. It can be: events.")
+    from data import event_log
+    from ugt.stores import embedded
+
+    writable(json_path, "--json")
+    settings = settings_of(config)
+    url = settings.stores.redis_url or embedded.ensure_redis(settings.home)
+    log = settings.home / event_log.FOLDER
+    figures = event_log.drain(url, log, follow=follow, tell=lambda text: console.print(f" {text}", highlight=False, soft_wrap=True))
+    _summary(figures)
+    write_json(json_path, figures)
+
+
+@data_app.command("compact")
+def data_compact(config: ConfigPath = None, json_path: JsonPath = None) -> None:
+    """The event log's small files to one a day, each event once, sorted by user and time."""
+    from data import event_log
+
+    writable(json_path, "--json")
+    settings = settings_of(config)
+    figures = event_log.compact(settings.home / event_log.FOLDER)
+    _summary(figures)
+    write_json(json_path, figures)
+
+
+@data_app.command("backfill")
+def data_backfill(
+    first: Annotated[str, typer.Option("--from", help="First day, YYYY-MM-DD (UTC).")],
+    last: Annotated[str, typer.Option("--to", help="Last day, included.")],
+    config: ConfigPath = None,
+    version: Annotated[str, typer.Option(help="Whose tables the events come from, beside the event log: a version, or production.")] = "production",
+    json_path: JsonPath = None,
+) -> None:
+    """Features of every user and item as of the end of each day, to <home>/features/<name>/date=...; days that are there are skipped."""
+    from data import event_log
+    from data.offline_features import backfill
+    from ray_app import serving
+    from ray_app.cluster import connected
+
+    writable(json_path, "--json")
+    days = _day(first, "--from"), _day(last, "--to")
+    settings = settings_of(config)
+    etl_dir = serving.find(settings, version).steps["etl"]
+    with connected(settings.ray):
+        figures = backfill(etl_dir, settings.home / event_log.FOLDER, settings.home / "features", *days, parts=settings.etl.blocks)
+    _summary(figures)
+    write_json(json_path, figures)
+
+
+def _day(text: str, flag: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise UGTError(f"{flag} {text} is no day. Write it as YYYY-MM-DD.") from error
+
+
+def _summary(figures: Mapping[str, Any]) -> None:
     console.print(" " + " · ".join(f"{key} {value}" for key, value in figures.items()), highlight=False, soft_wrap=True)
 
 

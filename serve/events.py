@@ -21,7 +21,8 @@ from ugt.stores.features import OnlineFeatures
 @serve.deployment
 class Events:
     def __init__(self, source: VersionSource, exposure_hours: float):
-        self._features = OnlineFeatures(source.resolved().redis_url, exposure_hours)
+        stores = source.resolved()
+        self._features = OnlineFeatures(stores.redis_url, exposure_hours, ttl_days=stores.online_ttl_days)
         self._metrics = EventMetrics()
         self._log = logger("Events")
 

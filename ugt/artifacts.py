@@ -66,6 +66,22 @@ EVENTS = pa.schema(
         ("order", pa.int64()),
     ]
 )
+# the event log (`data.event_log`): what people did, as it came in. `order` is the place in the stream (ties of `timestamp`, first of duplicates);
+# `received_at` is the server's clock; `details` is a JSON object of the other strings the entry had (position, device, trace id, ...).
+EVENT_LOG = pa.schema(
+    [
+        ("event_id", pa.string()),
+        ("user_id", pa.string()),
+        ("item_id", pa.string()),
+        ("action", pa.string()),
+        ("value", pa.float64()),
+        ("timestamp", pa.int64()),
+        ("received_at", pa.int64()),
+        ("request_id", pa.string()),
+        ("details", pa.string()),
+        ("order", pa.int64()),
+    ]
+)
 QUARANTINE = pa.schema([("table", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())])
 # one row per user, oldest event first; `timestamp` 0 where the source has none
 HISTORIES = pa.schema(

@@ -44,6 +44,7 @@ class StoresConfig(Config):
     redis_url: str = ""
     milvus_uri: str = ""
     sql_url: str = ""
+    online_ttl_days: float = Field(365.0, gt=0)  # of a user's online features after the last event or load; the tables and the event log keep everything
 
 
 class RetentionConfig(Config):

@@ -188,7 +188,7 @@ def test_a_user_is_gone_from_every_place_and_nobody_else_is_touched(home, target
         f"{evaluated}/per_user.parquet": 1,
         "event_log/date=2026-01-01": 3,
         "features/user_counts/date=2026-01-01": 3,
-        **{f"redis/{kind}": 1 for kind in ("user", "history", "seen", "exposed")},
+        **{f"redis/{kind}": 1 for kind in ("user", "history", "seen", "totals:user", "exposed")},
         "redis/events (stream)": 2,
         "sql/users": 1,
     }
@@ -199,7 +199,7 @@ def test_a_user_is_gone_from_every_place_and_nobody_else_is_touched(home, target
         return row.get("user_id") == target or (first and (row["table"] == "ratings" or target != "1"))
 
     assert tables(home) == {file: [row for row in rows if not is_theirs(row)] for file, rows in before.items()}
-    mine = {f"ugt:{kind}:{target}" for kind in ("user", "history", "seen", "exposed")}
+    mine = {f"ugt:0:{kind}:{target}" for kind in ("user", "history", "seen", "totals:user")} | {f"ugt:exposed:{target}"}
     expected = {key: value for key, value in online.items() if key not in mine}
     expected["ugt:events"] = [entry for entry in online["ugt:events"] if entry[1]["user_id"] != target]
     assert keyspace(home) == expected

@@ -12,6 +12,7 @@ from ugt.artifacts import HISTORIES, ITEMS, USERS, write_table
 from ugt.schema import ACTION_IDS, Event, UGTError
 from ugt.settings import StoresConfig
 from ugt.stores import embedded
+from ugt.stores.feature_load import FeatureLoad
 from ugt.stores.features import ALL, OnlineFeatures
 from ugt.stores.records import Records
 from ugt.stores.vectors import VectorStore, dense_space
@@ -83,7 +84,7 @@ def test_feedback_survives_a_new_version_and_a_killed_load_is_done_again(folders
 
     async def feedback_then_a_load_that_dies(f):
         await f.append(Event(event_id="e", user_id="u", item_id="c", action="like", timestamp=40), {})
-        await f.begin_load()
+        await FeatureLoad.begin(f)
 
     online(folders, feedback_then_a_load_that_dies)
     figures = load(folders, "v0002-00000000")

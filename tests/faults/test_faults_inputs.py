@@ -26,7 +26,7 @@ from ugt.ranking import Fusion, dense_candidates, page, proposals
 from ugt.runtime import CARD, GenerationRequest, Generator
 from ugt.schema import ACTION_IDS, User
 from ugt.settings import StoresConfig
-from ugt.stores.features import HISTORY_LIMIT, UserState, _pack, _unpack
+from ugt.stores.features import HISTORY_LIMIT, UserState, pack, unpack
 
 ITEMS, MAX_LENGTH = 40, 8
 PEOPLE = {"u0": User(user_id="u0", gender="F", age=34, occupation="writer"), "u1": User(user_id="u1", gender="X", age=None), "u2": User(user_id="u2")}
@@ -49,7 +49,7 @@ def served(histories: Histories, user: int, now: int) -> dict[str, np.ndarray]:
     """The arrays the exported graph gets: tables -> Redis -> Recommender -> Generator, without the servers between."""
     item_ids = [f"tt{i:02d}" for i in range(ITEMS)]
     rows = {profile.user_id: events for profile, events in _user_rows(histories, PEOPLE, item_ids)}
-    events = [_unpack(_pack(e)) for e in rows[histories.user_ids[user]][:-1]]  # the last event hasn't happened yet
+    events = [unpack(pack(e)) for e in rows[histories.user_ids[user]][:-1]]  # the last event hasn't happened yet
     state = UserState(histories.user_ids[user], PEOPLE[histories.user_ids[user]], events[-HISTORY:])
     catalogue = SimpleNamespace(index={item_id: i for i, item_id in enumerate(item_ids)})
     body = RecommendRequest(user_id=state.user_id, context=RequestContext(timestamp=now))

@@ -15,6 +15,7 @@ from ray_app.serving import Version, _shown_or_fed_back
 from ugt.schema import Event
 from ugt.settings import Settings
 from ugt.stores import embedded
+from ugt.stores.feature_load import FeatureLoad
 from ugt.stores.features import OnlineFeatures
 
 
@@ -32,7 +33,7 @@ def test_what_was_shown_and_what_was_fed_back_without_being_shown_is_known_to_th
         await features.record_exposure("u", ["shown"], time.time())
         for user_id in ("u", "somebody else"):
             await features.append(Event(event_id=user_id, user_id=user_id, item_id="fed back", action="complete", value=None, timestamp=1), {})
-        await features.begin_load()  # a new load forgets what was materialised; the stream and the exposures stay
+        await (await FeatureLoad.begin(features)).switch("k")  # a new load forgets what was materialised; the stream and the exposures stay
         await features.close()
 
     asyncio.run(earlier_run())

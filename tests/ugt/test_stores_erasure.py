@@ -46,15 +46,16 @@ def test_a_kind_of_key_nobody_thought_of_gives_a_distinctive_id_away(client):
 
 
 def test_a_number_takes_only_what_is_named_by_it_and_item_counters_stay(client):
-    client.rpush("ugt:history:1", "10|like||1")
-    client.rpush("ugt:history:11", "10|like||1")
-    client.hset("ugt:item:1", "like", 2)
-    client.zadd("ugt:popular:all", {"1": 2})
+    client.rpush("ugt:3:history:1", "10|like||1")
+    client.rpush("ugt:3:history:11", "10|like||1")
+    client.hset("ugt:3:totals:item:1", "like", 2)
+    client.hset("ugt:3:totals:user:1", "like", 2)
+    client.zadd("ugt:3:popular:all", {"1": 2})
     client.set("ugt:codes:1", "an index of codes")
     traces = RedisTraces(client, "1")
-    assert traces.count() == {"history": 1}
+    assert traces.count() == {"history": 1, "totals:user": 1}
     traces.erase()
-    assert sorted(client.keys("ugt:*")) == ["ugt:codes:1", "ugt:history:11", "ugt:item:1", "ugt:popular:all"]
+    assert sorted(client.keys("ugt:*")) == ["ugt:3:history:11", "ugt:3:popular:all", "ugt:3:totals:item:1", "ugt:codes:1"]
 
 
 def test_every_entry_of_a_long_stream_is_found(client):

@@ -42,10 +42,12 @@ def resolve(stores: StoresConfig, home: Path) -> StoresConfig:
     Raises UGTError naming the server and its log if one does not come up.
     """
     state = state_dir(home)
-    return StoresConfig(
-        redis_url=stores.redis_url or ensure_redis(home),
-        milvus_uri=stores.milvus_uri or ensure_milvus(home),
-        sql_url=stores.sql_url or f"sqlite:///{state / 'records.sqlite'}",
+    return stores.model_copy(
+        update={
+            "redis_url": stores.redis_url or ensure_redis(home),
+            "milvus_uri": stores.milvus_uri or ensure_milvus(home),
+            "sql_url": stores.sql_url or f"sqlite:///{state / 'records.sqlite'}",
+        }
     )
 
 

@@ -2,7 +2,7 @@
 
 Choices: keys that are named by a user id (`USER_KINDS`) go whole; entries of the event stream go by their `user_id`; any other key goes, or loses the member,
 if the id stands in its name or value as a word of its own, which is only looked for where the id is distinctive (`is_distinctive`): the number 1 stands
-everywhere. Counts of events by item (`popular`, `item`) stay: they name nobody.
+everywhere. Counts of events by item and facts about items stay: they name nobody.
 Redis keeps what was deleted in its append-only file until that is rewritten, SQLite in free pages until it is vacuumed: both are done here. A deleted entry
 of a stream keeps its bytes in the server's memory, which no command reads, until its block is freed or the server restarts.
 """
@@ -20,7 +20,7 @@ from ugt.schema import UGTError
 from ugt.stores.features import PREFIX, STREAM, USER_KINDS
 from ugt.stores.records import METADATA, Records
 
-COUNTS = ("popular", "item")  # keys of item counters: no user in them
+COUNTS = ("popular", "totals:item", "facts")  # keys of items: no user in them
 BATCH = 1000
 REWRITE_SECONDS = 300.0
 
@@ -88,7 +88,7 @@ class RedisTraces:
     def _found(self) -> Iterator[tuple[str, str, str | None]]:
         """(kind, key, member or entry; None: the whole key)."""
         for key in self.client.scan_iter(match=PREFIX + "*", count=5000):
-            kind, _, name = key.removeprefix(PREFIX).partition(":")
+            kind, name = _kind_and_name(key)
             if kind in USER_KINDS:
                 if name == self.user_id:
                     yield kind, key, None
@@ -128,12 +128,23 @@ class RedisTraces:
             yield from ((kind, key, m) for m, _ in self.client.zscan_iter(key, count=BATCH) if word.search(m.encode()))
 
 
+def _kind_and_name(key: str) -> tuple[str, str]:
+    """`ugt:7:totals:user:mia` -> ("totals:user", "mia"), of any generation or none."""
+    first, _, rest = key.removeprefix(PREFIX).partition(":")
+    name = rest if first.isdigit() else key.removeprefix(PREFIX)
+    for kind in (*USER_KINDS, *COUNTS):
+        if name.startswith(kind + ":"):
+            return kind, name.removeprefix(kind + ":")
+    kind, _, name = name.partition(":")
+    return kind, name
+
+
 def raw_patterns(user_id: str) -> list[re.Pattern[bytes]]:
     """How a user of any id stands in a Redis append-only file: in the name of a key, and in an entry of the stream."""
     name = re.escape(user_id.encode())
     kinds = "|".join(USER_KINDS).encode()
     return [
-        re.compile(re.escape(PREFIX.encode()) + rb"(?:" + kinds + rb"):" + name + rb"\r\n"),
+        re.compile(re.escape(PREFIX.encode()) + rb"(?:\d+:)?(?:" + kinds + rb"):" + name + rb"\r\n"),
         re.compile(rb"user_id\r\n\$%d\r\n%s\r\n" % (len(user_id.encode()), name)),
     ]
 

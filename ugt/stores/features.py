@@ -1,35 +1,74 @@
-"""Online features in Redis: user histories, exposure, popularity by segment, and the event stream.
+"""Online features in Redis: user histories, feature totals, exposure, popularity by segment, and the event stream.
 
-Keys (all under `ugt:`):
-  user:<id>            hash    profile (gender, age, occupation) and counters (`count:<action>`, `last_active`)
-  history:<id>         list    `timestamp|action|value|item_id`, in the order they came, the last HISTORY_LIMIT events
-  seen:<id>            set     every item the user ever had an event with
-  exposed:<id>         zset    item_id by the time it was shown; forgotten after the exposure window
-  popular:<segment>    zset    item_id by number of events; `popular:all` holds every item of the catalogue, so it also says which items exist
-  item:<id>            hash    counters by action
-  events               stream  every accepted event, in order; `data/` drains it
-  materialized         string  key of the data that was loaded last; absent while a load is under way
+Keys (all under `ugt:`; `<g>` is a generation, a number):
+  generation              string  the generation that readers see and events go to; one SET of it is the switch to newly loaded data
+  loading, generations    string  the generation being loaded, if any; the last number given out
+  paused                  string  there while a load replays the last few events before its switch; events wait for it, a second at most
+  events                  stream  every accepted event, in order; `data/event_log.py` drains it
+  exposed:<id>            zset    item_id by the time it was shown; forgotten after the exposure window
+  <g>:user:<id>           hash    profile (gender, age, occupation) and `known`
+  <g>:history:<id>        list    `timestamp|action|value|item_id`, in the order they came, the last HISTORY_LIMIT events
+  <g>:seen:<id>           set     every item the user ever had an event with
+  <g>:totals:user:<id>    hash    `name:key` to number: the totals of `ugt.feature_definitions`, and `latest`; likewise totals:item:<id>
+  <g>:facts:<id>          string  JSON of an item's genres and people, where it has any
+  <g>:popular:<segment>   zset    item_id by number of events; `popular:all` holds every item of the catalogue, so it also says which items exist
+  <g>:materialized        string  key of the data that was loaded
 The kind comes before the id, so that no id, whatever it holds, can name another user's key.
 
-An event is one MULTI: the stream entry and everything the next request reads become visible together, and, with `appendfsync always`, on disk
-together before the answer. Nothing on this path is cached, so there is nothing to go stale.
+Every read and every event is one run of `_SCRIPT`: Redis executes a list of commands in the generation of that moment, all or nothing seen by others.
+A reader can therefore never see a half-loaded or half-deleted generation. An event's stream entry and all that the next request reads become
+visible together, and, with `appendfsync always`, are on disk together before the answer. Nothing on this path is cached, so nothing goes stale.
+A user's keys live `ttl_days` after the last event or load; the event log and the tables keep everything, and the next load brings it back.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ugt.feature_definitions import LATEST, Entity, Facts, increments, values_of
 from ugt.schema import ACTIONS, Event, UGTError, User
 
 HISTORY_LIMIT = 1000  # events kept for the model, whose window is far shorter; `seen` keeps every item
 PREFIX = "ugt:"
 STREAM = PREFIX + "events"
-MATERIALIZED = PREFIX + "materialized"
-USER_KINDS = ("user", "history", "seen", "exposed")  # keys named by a user id: what an erasure takes away (`ugt.stores.erasure`)
+GENERATION = PREFIX + "generation"
+USER_KINDS = ("user", "history", "seen", "totals:user", "exposed")  # keys named by a user id: what an erasure takes away (`ugt.stores.erasure`)
 ALL = "all"
+SEEN_TOTAL = "item"  # the total that the set `seen` already is
+PROFILE = ("known", "gender", "age", "occupation")
+
+# ARGV[1]: JSON list of [command, key, argument, ...]; a key that begins with '*' stands in the generation. ARGV[2]: the generation expected, or '';
+# ARGV[3]: the generation to work in instead of the current one, or ''.
+# HMAX sets a hash field to the larger number. Answers [generation, result, ...], or only the generation, with nothing done, if it is not the expected one
+# or a load is about to switch to another. The answer is one JSON text: a client parses that far faster than hundreds of Redis replies (absent values
+# come as false, empty lists as {}).
+_SCRIPT = """
+local g = ARGV[3] ~= '' and ARGV[3] or redis.call('GET', 'ugt:generation') or '0'
+local out = {g}
+if ARGV[2] ~= '' and (ARGV[2] ~= g or redis.call('EXISTS', 'ugt:paused') == 1) then return cjson.encode(out) end
+for i, c in ipairs(cjson.decode(ARGV[1])) do
+  if string.sub(c[2], 1, 1) == '*' then c[2] = 'ugt:' .. g .. ':' .. string.sub(c[2], 2) end
+  if c[1] == 'HMAX' then
+    local old = redis.call('HGET', c[2], c[3])
+    if not old or tonumber(old) < tonumber(c[4]) then redis.call('HSET', c[2], c[3], c[4]) end
+    out[i + 1] = 0
+  else
+    out[i + 1] = redis.call(unpack(c))
+  end
+end
+return cjson.encode(out)
+"""
+_SHA = hashlib.sha1(_SCRIPT.encode()).hexdigest()
+Command = tuple[str, ...]
+
+
+class MovedError(Exception):
+    """The generation changed between a read and the write that follows from it, or is about to."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +101,7 @@ def segment_of(user: User | None) -> str:
 class OnlineFeatures:
     """The Redis client of the system. One instance belongs to one event loop."""
 
-    def __init__(self, url: str, exposure_hours: float = 24.0, timeout_s: float = 2.0):
+    def __init__(self, url: str, exposure_hours: float = 24.0, timeout_s: float = 2.0, ttl_days: float = 365.0):
         import redis.asyncio
 
         try:
@@ -70,6 +109,7 @@ class OnlineFeatures:
         except ValueError as error:
             raise UGTError(f"stores.redis_url is not a Redis address: {error}. Example: redis://:password@host:6379/0") from error
         self.exposure_seconds = exposure_hours * 3600
+        self.ttl_seconds = max(1, int(ttl_days * 86400))
 
     async def close(self) -> None:
         await self.redis.aclose()
@@ -78,34 +118,79 @@ class OnlineFeatures:
         """Raises redis.RedisError if the server does not answer."""
         await self.redis.ping()
 
+    async def execute(self, commands: Sequence[Command], expected: str = "", within: str = "") -> list[Any]:
+        """Run the commands as one in the current generation, or `within` another; answers that generation and their results.
+
+        Raises MovedError, with nothing done, if a generation is expected and another one is current or about to be.
+        """
+        import redis
+
+        arguments = (0, json.dumps(commands, separators=(",", ":")), expected, within)
+        try:
+            out = await self.redis.evalsha(_SHA, *arguments)
+        except redis.exceptions.NoScriptError:  # a server that was started since; nothing was executed
+            out = await self.redis.eval(_SCRIPT, *arguments)
+        found = json.loads(out)
+        if len(found) != len(commands) + 1:
+            raise MovedError(found[0])
+        return [None if x is False else [] if x == {} else x for x in found]
+
     # --- reads of a request
 
     async def user_state(self, user_id: str, now: float, history_length: int) -> UserState:
         """Profile, last `history_length` events, all seen items, items shown within the exposure window."""
-        pipe = self.redis.pipeline(transaction=False)
-        pipe.hmget(_key("user", user_id), "known", "gender", "age", "occupation")
-        pipe.lrange(_key("history", user_id), -history_length, -1)
-        pipe.smembers(_key("seen", user_id))
-        pipe.zrangebyscore(_key("exposed", user_id), now - self.exposure_seconds, "+inf")
-        (known, gender, age, occupation), history, seen, exposed = await pipe.execute()
-        profile = User(user_id=user_id, gender=gender, age=int(age) if age is not None else None, occupation=occupation) if known else None
+        _, *found = await self.execute(self._state_commands(user_id, now, history_length))
+        return self._state(user_id, found)
+
+    async def user_features(self, user_id: str, now: int) -> dict[str, Any]:
+        """The values of `ugt.feature_definitions` for a user over everything that happened; zeros and nulls for one never heard of."""
+        _, *found = await self.execute(_feature_commands("user", user_id))
+        return _values("user", found, now)
+
+    async def item_features(self, item_id: str, now: int) -> dict[str, Any]:
+        """The same for an item."""
+        _, *found = await self.execute(_feature_commands("item", item_id))
+        return _values("item", found, now)
+
+    async def user_state_and_features(self, user_id: str, now: float, history_length: int) -> tuple[UserState, dict[str, Any]]:
+        """Both, of one moment, in one round trip."""
+        state = self._state_commands(user_id, now, history_length)
+        _, *found = await self.execute([*state, *_feature_commands("user", user_id)])
+        return self._state(user_id, found[: len(state)]), _values("user", found[len(state) :], int(now))
+
+    def _state_commands(self, user_id: str, now: float, history_length: int) -> list[Command]:
+        return [
+            ("HMGET", f"*user:{user_id}", *PROFILE),
+            ("LRANGE", f"*history:{user_id}", str(-history_length), "-1"),
+            ("SMEMBERS", f"*seen:{user_id}"),
+            ("ZRANGEBYSCORE", f"{PREFIX}exposed:{user_id}", repr(now - self.exposure_seconds), "+inf"),
+        ]
+
+    def _state(self, user_id: str, found: list[Any]) -> UserState:
+        (known, gender, age, occupation), history, seen, exposed = found
+        profile = User(user_id=user_id, gender=gender or None, age=int(age) if age else None, occupation=occupation or None) if known else None
         # by time, ties as they came: the order the same events have in the tables (an event may arrive late and say when it happened)
-        events = sorted((_unpack(text) for text in history), key=lambda event: event.timestamp)
+        events = sorted((unpack(text) for text in history), key=lambda event: event.timestamp)
         return UserState(user_id, profile, events, set(seen), set(exposed))
 
     async def popular(self, segment: str, start: int, count: int) -> list[tuple[str, float]]:
         """(item_id, number of events), most popular first; ties in reverse order of item_id (Redis' own rule, stable)."""
-        return await self.redis.zrevrange(_key("popular", segment), start, start + count - 1, withscores=True)
+        _, flat = await self.execute([("ZREVRANGE", f"*popular:{segment}", str(start), str(start + count - 1), "WITHSCORES")])
+        return [(item_id, float(score)) for item_id, score in zip(flat[::2], flat[1::2], strict=True)]
 
     async def has_item(self, item_id: str) -> bool:
-        return await self.redis.zscore(_key("popular", ALL), item_id) is not None
+        _, score = await self.execute([("ZSCORE", f"*popular:{ALL}", item_id)])
+        return score is not None
 
     async def seen_by(self, user_ids: Sequence[str]) -> list[set[str]]:
         """The seen items of many users, in their order."""
-        pipe = self.redis.pipeline(transaction=False)
-        for user_id in user_ids:
-            pipe.smembers(_key("seen", user_id))
-        return [set(s) for s in await pipe.execute()]
+        _, *found = await self.execute([("SMEMBERS", f"*seen:{user_id}") for user_id in user_ids])
+        return [set(items) for items in found]
+
+    async def materialized(self) -> str | None:
+        """The key of the data that readers see; None before the first load."""
+        _, key = await self.execute([("GET", "*materialized")])
+        return key
 
     # --- writes of a request
 
@@ -113,7 +198,7 @@ class OnlineFeatures:
         """Remember what was shown, so that the next request within the window does not repeat it."""
         if not item_ids:
             return
-        key = _key("exposed", user_id)
+        key = f"{PREFIX}exposed:{user_id}"
         pipe = self.redis.pipeline(transaction=True)
         pipe.zadd(key, dict.fromkeys(item_ids, now))
         pipe.zremrangebyscore(key, "-inf", now - self.exposure_seconds)
@@ -121,116 +206,110 @@ class OnlineFeatures:
         await pipe.execute()
 
     async def append(self, event: Event, details: dict[str, str]) -> None:
-        """One accepted event: stream entry, history, counters, popularity, in one transaction.
+        """One accepted event: stream entry, history, totals, popularity, all at once.
 
         `details` are further string fields of the stream entry (request_id, position, ...). On return the event is visible to every reader,
         and durable where the server runs with `appendfsync always` (the embedded one does).
         """
-        pipe = self.redis.pipeline(transaction=True)
-        entry = {"event_id": event.event_id, "user_id": event.user_id, "item_id": event.item_id, "action": event.action, "timestamp": event.timestamp}
+        entry = {"event_id": event.event_id, "user_id": event.user_id, "item_id": event.item_id, "action": event.action, "timestamp": str(event.timestamp)}
         if event.value is not None:
             entry["value"] = repr(event.value)
-        pipe.xadd(STREAM, {**entry, **details})
-        _apply(pipe, event)
-        await pipe.execute()
+        stream: Command = ("XADD", STREAM, "*", *(text for pair in {**entry, **details}.items() for text in pair))
+        while True:
+            generation, facts = await self.execute([("GET", f"*facts:{event.item_id}")])
+            try:
+                await self.execute([stream, *effects(event, unpack_facts(facts), self.ttl_seconds)], generation)
+                return
+            except MovedError:  # new data is switched to just now, which may know other facts of the item; nothing was written yet
+                await asyncio.sleep(0.002)
 
-    # --- loading (data/feature_store.py)
-
-    async def materialized(self) -> str | None:
-        return await self.redis.get(MATERIALIZED)
-
-    async def begin_load(self) -> None:
-        """Forget everything but the event stream and the exposures. A load that is killed leaves no marker and is done again."""
-        await self.redis.delete(MATERIALIZED)
-        doomed: list[str] = []
-        async for key in self.redis.scan_iter(match=PREFIX + "*", count=5000):
-            if key != STREAM and not key.startswith(PREFIX + "exposed:"):
-                doomed.append(key)
-            if len(doomed) >= 5000:
-                await self.redis.unlink(*doomed)
-                doomed = []
-        if doomed:
-            await self.redis.unlink(*doomed)
-
-    async def load_users(self, users: Iterable[tuple[User, list[PastEvent]]], batch: int = 200) -> None:
-        pipe = self.redis.pipeline(transaction=False)
-        for user, history in users:
-            counts: dict[str, int] = {}
-            for event in history:
-                counts[event.action] = counts.get(event.action, 0) + 1
-            fields: dict[str, Any] = {"known": 1, **{k: v for k in ("gender", "age", "occupation") if (v := getattr(user, k)) is not None}}
-            fields |= {f"count:{a}": n for a, n in counts.items()}
-            if history:
-                fields["last_active"] = max(e.timestamp for e in history)
-                pipe.rpush(_key("history", user.user_id), *[_pack(e) for e in history[-HISTORY_LIMIT:]])
-                pipe.sadd(_key("seen", user.user_id), *{e.item_id for e in history})
-            pipe.hset(_key("user", user.user_id), mapping=fields)
-            if len(pipe) >= 3 * batch:
-                await pipe.execute()
-        await pipe.execute()
-
-    async def load_popularity(self, segment: str, counts: dict[str, int], batch: int = 5000) -> None:
-        """Number of events by item. The segment `all` must hold every item of the catalogue, with 0 where nobody touched it."""
-        items = list(counts.items())
-        for start in range(0, len(items), batch):
-            await self.redis.zadd(_key("popular", segment), dict(items[start : start + batch]))
-
-    async def replay(self) -> int:
-        """Apply the event stream to what was loaded; returns the number of events applied. Events of items that are gone stay in the stream only."""
-        applied = 0
-        async for event in self.events():
-            if await self.has_item(event.item_id):
-                pipe = self.redis.pipeline(transaction=True)
-                _apply(pipe, event)
-                await pipe.execute()
-                applied += 1
-        return applied
-
-    async def finish_load(self, data_key: str) -> None:
-        await self.redis.set(MATERIALIZED, data_key)
-
-    async def events(self, batch: int = 1000) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncIterator[Event]:
         """The event stream from its beginning."""
+        async for fields in self._stream():
+            yield event_of(fields)
+
+    async def event_ids(self) -> AsyncIterator[str]:
+        """The ids of the stream's events, in order."""
+        async for fields in self._stream():
+            if "event_id" in fields:
+                yield fields["event_id"]
+
+    async def _stream(self, batch: int = 1000) -> AsyncIterator[dict[str, str]]:
         last = "-"
         while True:
             entries = await self.redis.xrange(STREAM, min=last, count=batch)
-            for entry_id, f in entries:
-                yield Event(
-                    event_id=f["event_id"],
-                    user_id=f["user_id"],
-                    item_id=f["item_id"],
-                    action=f["action"],
-                    value=float(f["value"]) if "value" in f else None,
-                    timestamp=int(f["timestamp"]),
-                )
+            for entry_id, fields in entries:
+                yield fields
                 last = "(" + entry_id
             if len(entries) < batch:
                 return
             await asyncio.sleep(0)
 
 
-def _apply(pipe: Any, event: Event) -> None:
-    """The effect of one event on everything a request reads."""
-    history, user = _key("history", event.user_id), _key("user", event.user_id)
-    pipe.rpush(history, _pack(PastEvent(event.item_id, event.action, event.value, event.timestamp)))
-    pipe.ltrim(history, -HISTORY_LIMIT, -1)
-    pipe.sadd(_key("seen", event.user_id), event.item_id)
-    pipe.hset(user, mapping={"known": 1, "last_active": event.timestamp})
-    pipe.hincrby(user, f"count:{event.action}", 1)
-    pipe.hincrby(_key("item", event.item_id), event.action, 1)
+def event_of(fields: Mapping[str, str]) -> Event:
+    """The event of a stream entry. Raises KeyError or ValueError (pydantic's among them) for an entry that is none."""
+    return Event(
+        event_id=fields["event_id"],
+        user_id=fields["user_id"],
+        item_id=fields["item_id"],
+        action=fields["action"],  # type: ignore[arg-type]  # checked by pydantic
+        value=float(fields["value"]) if "value" in fields else None,
+        timestamp=int(fields["timestamp"]),
+    )
+
+
+def effects(event: Event, facts: Facts, ttl_seconds: int) -> list[Command]:
+    """What one event changes of all that a request reads."""
+    user, item = event.user_id, event.item_id
+    of_user, of_item = f"*totals:user:{user}", f"*totals:item:{item}"
+    commands: list[Command] = [
+        ("RPUSH", f"*history:{user}", pack(PastEvent(item, event.action, event.value, event.timestamp))),
+        ("LTRIM", f"*history:{user}", str(-HISTORY_LIMIT), "-1"),
+        ("SADD", f"*seen:{user}", item),
+        ("HSET", f"*user:{user}", "known", "1"),
+    ]
+    for key, entity in ((of_user, "user"), (of_item, "item")):
+        commands += [("HINCRBY", key, f"{n}:{k}", str(add)) for n, k, add in increments(entity, event, facts) if n != SEEN_TOTAL]  # type: ignore[arg-type]
+        if event.timestamp > 0:
+            commands.append(("HMAX", key, LATEST, str(event.timestamp)))
     if event.action != "dislike":
-        pipe.zincrby(_key("popular", ALL), 1, event.item_id)
+        commands.append(("ZINCRBY", f"*popular:{ALL}", "1", item))
+    return [*commands, *(("EXPIRE", key, str(ttl_seconds)) for key in (f"*history:{user}", f"*seen:{user}", f"*user:{user}", of_user))]
 
 
-def _key(kind: str, name: str) -> str:
-    return f"{PREFIX}{kind}:{name}"
+def _feature_commands(entity: Entity, name: str) -> list[Command]:
+    return [("HGETALL", f"*totals:{entity}:{name}"), ("SCARD", f"*seen:{name}") if entity == "user" else ("HLEN", f"*totals:{entity}:{name}")]
 
 
-def _pack(event: PastEvent) -> str:
+def _values(entity: Entity, found: list[Any], now: int) -> dict[str, Any]:
+    flat, size = found
+    totals: dict[str, dict[str, int]] = {}
+    latest = None
+    for field_name, number in zip(flat[::2], flat[1::2], strict=True):
+        name, _, key = field_name.partition(":")
+        if name == LATEST:
+            latest = int(number)
+        else:
+            totals.setdefault(name, {})[key] = int(number)
+    return values_of(entity, totals, {SEEN_TOTAL: size} if entity == "user" else {}, latest, now)
+
+
+def pack_facts(facts: Facts) -> str:
+    return json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
+
+
+def unpack_facts(text: str | None) -> Facts:
+    if text is None:
+        return Facts()
+    genres, people = json.loads(text)
+    return Facts(tuple(genres), tuple(people))
+
+
+def pack(event: PastEvent) -> str:
     return f"{event.timestamp}|{event.action}|{'' if event.value is None else repr(event.value)}|{event.item_id}"
 
 
-def _unpack(text: str) -> PastEvent:
+def unpack(text: str) -> PastEvent:
     timestamp, action, value, item_id = text.split("|", 3)
     if action not in ACTIONS:
         raise ValueError(f"unknown action {action!r} in a stored history")
