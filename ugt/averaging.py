@@ -4,8 +4,8 @@ Choices: all start from the same vectors (the vocabulary and its counts are thos
 holds every n-th sentence of the corpus, so all shares are alike.
 The average weighs a share by its words, and the learning rate is multiplied by the number of workers (up to MAX_SCALE), because an average of K
 moves that were made side by side is one K-th of the K moves that one worker makes one after the other. Without it neighbours are worse (same
-director at 10: .116 instead of .126-.130, two workers), with it they are not (two workers .127, four .131). Averaging row by row, weighted by how often the word
-occurs in the share, was worse (.107); adding up the moves was as good for two workers (.122) and failed for four (.099).
+director at 10: .116 instead of .126 to .130, two workers), with it they are not (two workers .127, four .131). Averaging row by row, weighted by
+how often the word occurs in the share, was worse (.107); adding up the moves was as good for two workers (.122) and failed for four (.099).
 
 One thread a worker and averages in a fixed order: the same number of workers gives the same vectors again; another number gives others of the same quality.
 

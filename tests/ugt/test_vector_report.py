@@ -102,7 +102,7 @@ def test_queries_answer_with_their_kind(world):
     assert set(found) <= {f"MOV_t{i}" for i in range(5, 10)}
     with pytest.raises(UGTError, match="MOV_nothing"):
         similar(vectors, "MOV_nothing")
-    with pytest.raises(UGTError, match="word2vec.families"):
+    with pytest.raises(UGTError, match=r"word2vec\.families"):
         similar(vectors, "MOV_t0", kind="GEN")
 
 
@@ -111,7 +111,7 @@ def test_a_token_is_found_by_name_and_the_projector_gets_a_row_for_each(catalogu
     words = ["GEN_War", "MOV_tt0007", "MOV_tt0001", "DIR_nm003", "ACT_nm003"]
     vectors, labels = keyed(words, np.eye(5)), Labels(items, people)
     assert labels.token_of("film 7", vectors) == "MOV_tt0007"
-    with pytest.raises(UGTError, match="DIR_nm003.*ACT_nm003"):
+    with pytest.raises(UGTError, match=r"DIR_nm003.*ACT_nm003"):
         labels.token_of("Person nm003", vectors)
     with pytest.raises(UGTError, match="Film 8"):
         labels.token_of("Film 8", vectors)  # an item, but without a vector
