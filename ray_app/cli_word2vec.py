@@ -122,7 +122,7 @@ def word2vec_analogy(
     vectors, labels = _vectors(made), _labels(made)
     asked = [labels.token_of(text, vectors) for text in (a, b, c)]
     title = f"{labels.of(asked[0])} is to {labels.of(asked[1])} as {labels.of(asked[2])} is to"
-    _show(analogy(vectors, *asked, count=count), labels, title, json_path)
+    _show(analogy(vectors, asked[0], asked[1], asked[2], count), labels, title, json_path)
 
 
 @word2vec_app.command("report")
