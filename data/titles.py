@@ -146,7 +146,7 @@ def imdb_kernel(part: int, tables: dict[str, pl.DataFrame]) -> Iterator[Piece]:
     yield part, "credits" + PARQUET, parquet(credit_rows(credits).with_columns(item_index=credits["slot"]), CREDITS)
     if episodes.height:
         rows = episodes.join(of_item, on="slot").sort("slot")
-        rows = rows.select("item_id", "season", "episode", item_index="slot", series_id=imdb.identity("tt", "parent"))
+        rows = rows.select("item_id", "season", "episode", parent_id=imdb.identity("tt", "parent"))
         yield part, "episodes" + PARQUET, parquet(rows, EPISODES)
     yield LOOSE, "persons", credits.select(pl.col("person").unique())
     yield LOOSE, "counts", pl.DataFrame({"items": [items.height], "credits": [credits.height]})

@@ -17,6 +17,7 @@ from ray_app.cli_data import data_app
 from ray_app.cli_governance import add_to as add_governance
 from ray_app.cli_options import ConfigPath, DataDir, ImdbDir, JsonPath, Seed, Source, console, settings_of, writable, write_json
 from ray_app.cli_steps import run_until, step_command
+from ray_app.cli_word2vec import export_projector, train_word2vec, word2vec_app
 from ugt.schema import UGTError
 from ugt.settings import Settings
 
@@ -35,6 +36,7 @@ for name, group in (
     ("job", job_app),
     ("cluster", cluster_app),
     ("bench", bench_app),
+    ("word2vec", word2vec_app),
 ):
     app.add_typer(group, name=name)
 
@@ -58,7 +60,7 @@ def demo(
 
 
 step_command(train_app, "autoencoder", "fusion", "Fuse features and text; the bottleneck is the item vector.")
-step_command(train_app, "word2vec", "word2vec", "Co-occurrence vectors from catalogue and events.")
+train_app.command("word2vec")(train_word2vec)
 step_command(train_app, "semantic-ids", "semantic_ids", "Three codes for every item, no two items alike.")
 
 
@@ -101,6 +103,7 @@ def _weights(settings: Settings, start: str) -> Path:
     return folder
 
 
+export_app.command("projector")(export_projector)
 step_command(export_app, "onnx", "export", "The constrained decode as ONNX graphs, checked against PyTorch.")
 
 

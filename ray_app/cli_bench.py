@@ -173,3 +173,30 @@ def bench_features(
     beyond = f"{report['p99_beyond_bare_ms']:.3f} ms, with features {report['p99_beyond_bare_with_features_ms']:.3f} ms"
     console.print(f" p99 beyond a bare round trip: {beyond} (bar {report['bar_ms']:g} ms)", highlight=False, soft_wrap=True)
     write_json(json_path, report)
+
+
+@bench_app.command("word2vec")
+def bench_word2vec(
+    config: ConfigPath = None,
+    titles: Annotated[int, typer.Option(help="Items of the generated catalogue.")] = 4_000,
+    users: Annotated[int, typer.Option(help="Users with a history.")] = 2_000,
+    events: Annotated[int, typer.Option(help="Events of all users.")] = 100_000,
+    epochs: Annotated[int, typer.Option(help="Epochs of a training.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Trainings of each contender, one seed each.")] = 3,
+    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    json_path: JsonPath = None,
+) -> None:
+    """Words per second against plain gensim, two Ray workers against one, and whether neighbours are as good."""
+    from ray_app.bench import word2vec as bench
+    from ray_app.cluster import connected
+
+    writable(json_path, "--json")
+    settings = settings_of(config)
+    asked = bench.Word2VecBench(titles=titles, users=users, events=events, epochs=epochs, rounds=rounds, seed=seed)
+    with connected(settings.ray):
+        report = bench.run(asked, lambda text: console.print(f" {text}", highlight=False, soft_wrap=True))
+    for row in report["rows"]:
+        console.print(f" {row['value']:<7} {row['name']}" + (f"   bar {row['bar']}" if row["bar"] else ""), highlight=False, soft_wrap=True)
+    for kind, of in report["quality"].items():
+        console.print(f" same {kind:<9} " + "   ".join(f"{name} {of[name]['rate']}" for name in bench.CONTENDERS), highlight=False, soft_wrap=True)
+    write_json(json_path, report)

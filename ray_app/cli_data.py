@@ -18,6 +18,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Sources to canonical tables, 
 step_command(data_app, "etl", "etl", "Source files to items, people, credits, users, events; bad rows to quarantine.")
 step_command(data_app, "features", "features", "Item features and their vocabulary.")
 step_command(data_app, "histories", "histories", "Events to user histories.")
+step_command(data_app, "corpus", "corpus", "Catalogue and histories to the sentences of Word2Vec.")
 
 
 @data_app.command("materialize")

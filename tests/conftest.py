@@ -131,6 +131,34 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def write_corpus() -> Callable[..., Path]:
+    """A corpus as `data.corpus` leaves it, of one piece a family, without Ray."""
+    from ugt import histories, sequences
+    from ugt.artifacts import CREDITS, ITEMS, read_table
+    from ugt.histories import HistoryConfig
+
+    def write(etl: Path, histories_dir: Path, families: tuple[str, ...], folder: Path, history: HistoryConfig = HistoryConfig()) -> Path:
+        items, credits = read_table(etl / "items", ITEMS).sort_by("item_index"), read_table(etl / "credits", CREDITS)
+        words, tokens = [sequences.token("MOV", i) for i in items["item_id"].to_pylist()], sequences.catalogue_tokens(items, credits)
+        past = histories.load(histories_dir)
+        lists = [past.items[start : start + n] for start, n in zip(past.offsets[:-1], history.apply(past).train_lengths, strict=True)]
+        folder.mkdir(parents=True, exist_ok=True)
+        corpus = sequences.Corpus(folder)
+        for family in families:
+            if family == "history":
+                found = sequences.history_sentences(words, lists)
+            elif family in sequences.PERSON_FAMILIES:
+                found = sequences.person_sentences(family, sequences.pairs(words, tokens))
+            else:
+                found = sequences.item_sentences(family, words, tokens)
+            corpus.add(family, 0, sequences.as_lines(found))
+        corpus.close()
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Hand-made `items/ people/ credits/ histories/`: 120 items in 4 genres, 80 users who each keep to one; nobody sees items 0 and 1."""
     import numpy as np

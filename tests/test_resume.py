@@ -24,7 +24,7 @@ def test_a_second_run_skips_every_step_and_reports_the_same_figures(tiny_run, ru
 def test_a_killed_training_ends_on_the_same_metrics(tiny_run, run_demo, tmp_path: Path) -> None:
     """SIGKILL in stage 1, then a second run: the final metrics are those of the run that was never killed."""
     home = tmp_path / "home"
-    for step in ("source", "etl", "histories", "features", "text", "fusion", "word2vec", "semantic_ids"):
+    for step in ("source", "etl", "histories", "features", "text", "fusion", "corpus", "word2vec", "semantic_ids"):
         shutil.copytree(tiny_run.home / "artifacts" / step, home / "artifacts" / step)
     env = os.environ | {"UGT_HOME": str(home), "UGT_SERVE__PORT": "8102", "UGT_RAY__DASHBOARD_PORT": "8465"}
     command = [sys.executable, "-m", "ray_app", "train", "ugt", "--config", str(ROOT / "configs" / "tiny.yaml")]

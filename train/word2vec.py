@@ -1,21 +1,47 @@
-"""Co-occurrence vectors: Word2Vec over histories and catalogue, and the factorised co-occurrence of histories, both of the train part only."""
+"""Co-occurrence vectors: Word2Vec over the corpus, and the factorised co-occurrence of histories, both of the train part only."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from train import word2vec_workers
 from ugt import histories
 from ugt.artifacts import CREDITS, ITEMS, read_table
 from ugt.cooccurrence import factorise, fill, ppmi
 from ugt.histories import HistoryConfig
-from ugt.word2vec import Word2VecConfig, catalogue_tokens, epochs, item_vectors, sentences, train_counts, train_vectors
+from ugt.schema import UGTError
+from ugt.sequences import Corpus, catalogue_tokens
+from ugt.word2vec import Word2VecConfig, epochs, item_vectors, train_counts, train_vectors
 
 
-def run(etl_dir: Path, histories_dir: Path, config: Word2VecConfig, out_dir: Path, history: HistoryConfig = HistoryConfig()) -> dict[str, Any]:
+def fit(corpus: Corpus, config: Word2VecConfig, work_dir: Path) -> Any:
+    """gensim's KeyedVectors of every token of the corpus: by this process, or by `config.workers` Ray workers if that is more than one.
+
+    Raises UGTError for a corpus without a single pair of words.
+    """
+    if not corpus.words:
+        raise UGTError("word2vec: the corpus has no words: no metadata, no history. Look at the quarantine of `ugt data etl`.")
+    if config.workers > 1:
+        return word2vec_workers.fit(corpus, config, work_dir)
+    whole = Path(work_dir) / "corpus.txt"
+    try:
+        with open(whole, "wb") as out:
+            for path in corpus.files():
+                with open(path, "rb") as piece:
+                    shutil.copyfileobj(piece, out)
+        return train_vectors(whole, corpus.words, config)
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def run(
+    etl_dir: Path, histories_dir: Path, corpus_dir: Path, config: Word2VecConfig, out_dir: Path, history: HistoryConfig = HistoryConfig()
+) -> dict[str, Any]:
     """Write `word2vec.npy` (float32 [N, W], unit rows), `keyed_vectors.kv`, `cooccurrence.npy` (float32 [N, C]), the neighbourhood of each
     (`neighbourhood.npz`, `cooccurrence_neighbourhood.npz`) and `train_counts.npy`; figures of the corpus.
 
@@ -25,13 +51,8 @@ def run(etl_dir: Path, histories_dir: Path, config: Word2VecConfig, out_dir: Pat
     item_ids, tokens = items.column("item_id").to_pylist(), catalogue_tokens(items, credits)
     past = histories.load(histories_dir)
     train_lengths = history.apply(past).train_lengths
-    corpus, lines, words = out_dir / "corpus.txt", 0, 0
-    with open(corpus, "w", encoding="utf-8") as f:
-        for sentence in sentences(item_ids, tokens, past, train_lengths, config):
-            f.write(" ".join(sentence) + "\n")
-            lines, words = lines + 1, words + len(sentence)
-    vectors = train_vectors(corpus, words, config)
-    corpus.unlink()
+    corpus = Corpus.load(corpus_dir)
+    vectors = fit(corpus, config, out_dir)
     count_N = train_counts(len(item_ids), past, train_lengths)
     vector_NW, near, figures = item_vectors(vectors, item_ids, tokens, count_N, config.shrinkage)
     np.save(out_dir / "word2vec.npy", vector_NW)
@@ -49,8 +70,9 @@ def run(etl_dir: Path, histories_dir: Path, config: Word2VecConfig, out_dir: Pat
         "items": len(item_ids),
         "width": config.width,
         "tokens": len(vectors),
-        "sentences": lines,
-        "words": words,
-        "epochs": epochs(words, config),
+        "sentences": corpus.sentences,
+        "words": corpus.words,
+        "epochs": epochs(corpus.words, config),
         "pairs": int(matrix.nnz),
+        "workers": config.workers,
     } | figures

@@ -50,8 +50,8 @@ ITEMS = pa.schema(
 PEOPLE = pa.schema([("person_id", pa.string()), ("name", pa.string()), ("birth_year", pa.int32()), ("professions", pa.list_(pa.string()))])
 # role: actor, director, writer (IMDb's actress, self and archive categories fold into actor or are dropped by rule)
 CREDITS = pa.schema([("item_index", pa.int32()), ("item_id", pa.string()), ("person_id", pa.string()), ("role", pa.string()), ("ordering", pa.int32())])
-# episodes of a series, where `etl.title_types` keeps them as items (`tvEpisode`)
-EPISODES = pa.schema([("item_index", pa.int32()), ("item_id", pa.string()), ("series_id", pa.string()), ("season", pa.int32()), ("episode", pa.int32())])
+# which series an episode belongs to, where `etl.title_types` keeps single episodes (`tvEpisode`)
+EPISODES = pa.schema([("item_id", pa.string()), ("parent_id", pa.string()), ("season", pa.int32()), ("episode", pa.int32())])
 USERS = pa.schema([("user_id", pa.string()), ("gender", pa.string()), ("age", pa.int32()), ("occupation", pa.string())])
 # `order` is the row's place in its source file: ties of `timestamp` within a user are broken by it (the tie rule).
 EVENTS = pa.schema(
@@ -328,12 +328,17 @@ def new_matrix(path: Path, rows: int, width: int) -> np.memmap:
     return x_NF
 
 
-def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
-    """A Parquet file or dataset folder, files in order of name. Raises UGTError naming the folder if there is none."""
+def parquet_files(path: Path) -> list[Path]:
+    """The file, or the files of a dataset folder in order of name. Raises UGTError naming the folder if there is none."""
     files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
     if not files:
         raise UGTError(f"no Parquet file in {path}. Run the step that writes it again.")
-    tables = [pq.read_table(f) for f in files]
+    return files
+
+
+def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """A Parquet file or dataset folder, files in order of name. Raises UGTError naming the folder if there is none."""
+    tables = [pq.read_table(f) for f in parquet_files(path)]
     return pa.concat_tables([t.select(schema.names).cast(schema) for t in tables] if schema is not None else tables)
 
 

@@ -1,9 +1,9 @@
-"""Word2Vec: sequence families over catalogue and events, skip-gram vectors of items.
+"""Word2Vec: skip-gram vectors of the tokens of a corpus (`ugt.sequences`), and of items.
 
-Choices: items and what is known of them are tokens of one vocabulary (MOV ACT DIR WRI GEN ERA ..., prefixed), so that a film, its people and
-the films seen beside it share one space; one worker, because gensim is reproducible to the bit only then. An item's vector is unit
-length and leans on the metadata neighbours the more, the less the item was seen; one that was never seen is nothing but them. The
-same estimate gives a new item its vector (`Neighbourhood`).
+Choices: a film, its people and the films seen beside it are tokens of one vocabulary and share one space; one thread, because gensim is
+reproducible to the bit only then (several workers of one thread: `ugt.averaging`). An item's vector is unit length and leans on the metadata
+neighbours the more, the less the item was seen; one that was never seen is nothing but them. The same estimate gives a new item its vector
+(`Neighbourhood`).
 
 Shapes: N items, W width.
 Source: skip-gram with negative sampling (Mikolov et al., 2013); item2vec (Barkan and Koenigstein, 2016) for histories as sentences.
@@ -12,33 +12,27 @@ Source: skip-gram with negative sampling (Mikolov et al., 2013); item2vec (Barka
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from ugt.features import UNKNOWN, decade, people_of, rating_bucket
 from ugt.schema import Config, UGTError
+from ugt.sequences import FAMILIES, CorpusConfig, Family, stable_hash, token
 
 if TYPE_CHECKING:
     from gensim.models import KeyedVectors
 
     from ugt.histories import Histories
 
-Family = Literal["history", "person", "context"]
-ROLE_PREFIX = {"actor": "ACT", "director": "DIR", "writer": "WRI"}
-MAX_SENTENCE = 5_000  # gensim cuts longer lines at 10,000 words
-
 
 class Word2VecConfig(Config):
     """Families, and the usual knobs of skip-gram."""
 
-    families: tuple[Family, ...] = ("history", "person", "context")
+    families: tuple[Family, ...] = ("history", "person", "context")  # "all" names every one; these three feed the semantic IDs best (docs/data.md, "Word2Vec")
     width: int = Field(default=64, ge=2)
     window: int = Field(default=5, ge=1)
     negative: int = Field(default=10, ge=1)
@@ -48,60 +42,17 @@ class Word2VecConfig(Config):
     shrinkage: float = Field(default=3.0, ge=0)  # an item's own vector weighs (views) against this much of its neighbours'
     cooccurrence_width: int = Field(default=64, ge=2)  # of the factorised co-occurrence of histories (`ugt.cooccurrence`)
     cooccurrence_window: int = Field(default=5, ge=1)
-    workers: int = 1  # one worker is reproducible to the bit; more are not (gensim)
+    workers: int = Field(default=1, ge=1)  # Ray workers, one CPU each, whose vectors are averaged after every epoch
     seed: int = 0
 
+    @field_validator("families", mode="before")
+    @classmethod
+    def _all(cls, value: Any) -> Any:
+        return FAMILIES if value == "all" else value
 
-def token(prefix: str, value: str) -> str:
-    """A word of the corpus: prefix and value, white space made harmless."""
-    return f"{prefix}_" + re.sub(r"\s", "_", value)
-
-
-def item_tokens(row: Mapping[str, Any], people: Sequence[tuple[str, str]]) -> list[str]:
-    """What is known of an item, as tokens: people with their role (most important first), genres, era, type, rating, countries."""
-    tokens = [token(ROLE_PREFIX[role], person) for person, role in people if role in ROLE_PREFIX]
-    tokens += [token("GEN", genre) for genre in row.get("genres") or ()]
-    for prefix, value in (("ERA", decade(row.get("year"))), ("RAT", rating_bucket(row.get("rating"))), ("TYP", row.get("item_type") or UNKNOWN)):
-        tokens += [token(prefix, value)] if value != UNKNOWN else []
-    return tokens + [token("REG", country) for country in row.get("countries") or ()]
-
-
-def catalogue_tokens(items: pa.Table, credits: pa.Table) -> list[list[str]]:
-    """`item_tokens` of every item in order of item_index."""
-    rows = items.select(["genres", "year", "rating", "item_type", "countries"]).to_pylist()
-    return [item_tokens(row, people) for row, people in zip(rows, people_of(credits, items.num_rows), strict=True)]
-
-
-def sentences(
-    item_ids: Sequence[str], tokens: Sequence[Sequence[str]], histories: Histories, train_lengths: np.ndarray, config: Word2VecConfig
-) -> Iterator[list[str]]:
-    """All sentences of the families asked for, in a fixed order.
-
-    history: the items of a user's train part, repeats in a row once. person: a person's items in order of item_index (needs two). context: an item between the
-    tokens that describe it, so that the window reaches them all.
-    """
-    words = [token("MOV", item_id) for item_id in item_ids]
-    if "history" in config.families:
-        for u in range(len(histories.user_ids)):
-            start = int(histories.offsets[u])
-            seen = histories.items[start : start + int(train_lengths[u])]
-            once = seen[np.r_[True, seen[1:] != seen[:-1]]] if len(seen) else seen
-            for i in range(0, len(once), MAX_SENTENCE):
-                yield [words[item] for item in once[i : i + MAX_SENTENCE]]
-    if "person" in config.families:
-        by_person: dict[str, list[int]] = {}
-        for i, known in enumerate(tokens):
-            for word in known:
-                if word[:3] in ROLE_PREFIX.values():
-                    by_person.setdefault(word, []).append(i)
-        for word in sorted(by_person):
-            if len(by_person[word]) > 1:
-                yield [word, *(words[i] for i in by_person[word][:MAX_SENTENCE])]
-    if "context" in config.families:
-        for word, known in zip(words, tokens, strict=True):
-            if known:
-                half = len(known) // 2
-                yield [*known[:half], word, *known[half:]]
+    def corpus(self) -> CorpusConfig:
+        """What of this decides the corpus."""
+        return CorpusConfig(families=tuple(family for family in FAMILIES if family in self.families))
 
 
 def train_counts(items: int, histories: Histories, train_lengths: np.ndarray) -> np.ndarray:
@@ -117,36 +68,32 @@ def epochs(words: int, config: Word2VecConfig) -> int:
 
 
 def train_vectors(corpus: Path, words: int, config: Word2VecConfig) -> KeyedVectors:
-    """Skip-gram vectors of every token of a corpus file (one sentence per line, `words` in all).
+    """Skip-gram vectors of every token of a corpus file (one sentence per line, `words` in all), by one thread.
 
     Raises UGTError for a corpus without a single pair of words.
     """
     from gensim.models import Word2Vec
 
     try:
-        model = Word2Vec(
-            corpus_file=str(corpus),
-            vector_size=config.width,
-            window=config.window,
-            negative=config.negative,
-            epochs=epochs(words, config),
-            sample=config.sample,
-            sg=1,
-            min_count=1,
-            workers=config.workers,
-            seed=config.seed + 1,  # gensim reads seed 0 as "none"
-            hashfxn=_hash,
-        )
+        model = Word2Vec(corpus_file=str(corpus), epochs=epochs(words, config), **parameters(config))
     except RuntimeError as error:
         raise UGTError(f"word2vec: the corpus has no words ({error}): no metadata, no history. Look at the quarantine of `ugt data etl`.") from error
     return model.wv
 
 
-def _hash(word: str) -> int:
-    """A hash that is the same in every process; Python's own is not."""
-    import zlib
-
-    return zlib.crc32(word.encode())
+def parameters(config: Word2VecConfig) -> dict[str, Any]:
+    """gensim's arguments."""
+    return {
+        "vector_size": config.width,
+        "window": config.window,
+        "negative": config.negative,
+        "sample": config.sample,
+        "sg": 1,
+        "min_count": 1,
+        "workers": 1,
+        "seed": config.seed + 1,  # gensim reads seed 0 as "none"
+        "hashfxn": stable_hash,
+    }
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from ugt.registry import Registry
 from ugt.schema import Event, Item, UGTError, User
 from ugt.settings import StoresConfig
 from ugt.stores import embedded
+from ugt.stores.feature_load import FeatureLoad
 from ugt.stores.features import OnlineFeatures, PastEvent
 from ugt.stores.records import Records
 from ugt.stores.vectors import VectorStore
@@ -117,8 +118,10 @@ def make_stores(home, target):
     async def fill():
         online = OnlineFeatures(embedded.ensure_redis(home))
         try:
-            await online.load_popularity("all", dict.fromkeys(ITEM_IDS, 1))
-            await online.load_users([(User(user_id=u, gender="F", age=30), [PastEvent("1", "rate", 4.0, 10)]) for u in users])
+            load = await FeatureLoad.begin(online)
+            await load.popularity("all", dict.fromkeys(ITEM_IDS, 1))
+            await load.users([(User(user_id=u, gender="F", age=30), [PastEvent("1", "rate", 4.0, 10)]) for u in users])
+            await load.switch("data")
             for i, u in enumerate(users * 2):
                 await online.append(Event(event_id=f"s{i}", user_id=u, item_id="2", action="like", timestamp=20 + i), {"request_id": f"r{i}"})
                 await online.record_exposure(u, ["3"], time.time())
@@ -199,7 +202,7 @@ def test_a_user_is_gone_from_every_place_and_nobody_else_is_touched(home, target
         return row.get("user_id") == target or (first and (row["table"] == "ratings" or target != "1"))
 
     assert tables(home) == {file: [row for row in rows if not is_theirs(row)] for file, rows in before.items()}
-    mine = {f"ugt:0:{kind}:{target}" for kind in ("user", "history", "seen", "totals:user")} | {f"ugt:exposed:{target}"}
+    mine = {f"ugt:1:{kind}:{target}" for kind in ("user", "history", "seen", "totals:user")} | {f"ugt:exposed:{target}"}
     expected = {key: value for key, value in online.items() if key not in mine}
     expected["ugt:events"] = [entry for entry in online["ugt:events"] if entry[1]["user_id"] != target]
     assert keyspace(home) == expected

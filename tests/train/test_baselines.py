@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +61,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_no_event_from_the_cut_on_reaches_vectors_counts_or_training(etl: Path, tmp_path: Path) -> None:
+def test_no_event_from_the_cut_on_reaches_vectors_counts_or_training(etl: Path, tmp_path: Path, write_corpus: Callable[..., Path]) -> None:
     other = rewritten_future(etl, tmp_path / "other", "train")
     for name, histories in (("a", etl), ("b", other)):
         (tmp_path / name).mkdir()
-        word2vec.run(etl, histories, WORD2VEC, tmp_path / name, TIME)
+        corpus = write_corpus(etl, histories, WORD2VEC.families, tmp_path / f"{name}-corpus", TIME)
+        word2vec.run(etl, histories, corpus, WORD2VEC, tmp_path / name, TIME)
         baselines.run(etl, histories, tmp_path / name, CONFIG, tmp_path / f"{name}-baselines", TIME)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     fitted = [{k: v for k, v in files(tmp_path / f"{name}-baselines").items() if k != baselines.CARD} for name in "ab"]
@@ -81,11 +83,11 @@ def test_no_event_from_the_cut_on_reaches_vectors_counts_or_training(etl: Path, 
     assert all(np.array_equal(a, b) for a, b in zip(*(vars(memory).values() for memory in memories), strict=True))
 
 
-def test_what_is_chosen_is_chosen_on_validation_alone(etl: Path, tmp_path: Path) -> None:
+def test_what_is_chosen_is_chosen_on_validation_alone(etl: Path, tmp_path: Path, write_corpus: Callable[..., Path]) -> None:
     """The test part rewritten, the choices stay; and the chosen settings are the best of those tried."""
     word2vec_dir, other = tmp_path / "w", rewritten_future(etl, tmp_path / "other", "validation")
     word2vec_dir.mkdir()
-    word2vec.run(etl, etl, WORD2VEC, word2vec_dir, TIME)
+    word2vec.run(etl, etl, write_corpus(etl, etl, WORD2VEC.families, tmp_path / "corpus", TIME), WORD2VEC, word2vec_dir, TIME)
     for name, histories in (("a", etl), ("b", other)):
         baselines.run(etl, histories, word2vec_dir, CONFIG, tmp_path / name, TIME)
     assert files(tmp_path / "a") == files(tmp_path / "b")

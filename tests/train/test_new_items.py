@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ AUTOENCODER = AutoencoderConfig(width=8, hidden=32, epochs=6, batch_size=32)
 class World:
     """The hand-made catalogue, where each user keeps to one genre, less a fifth of its items; an untrained model over the rest."""
 
-    def __init__(self, catalogue: Path, root: Path):
+    def __init__(self, catalogue: Path, root: Path, write_corpus: Callable[..., Path]):
         self.root = root
         rows = []
         for user in read_table(catalogue / "histories", HISTORIES).to_pylist():
@@ -64,7 +65,9 @@ class World:
         fusion, fused_NW, _ = finish(inputs, blocks, AUTOENCODER, root / "state.pt")
         fusion.save(root / "fusion")
         np.save(root / "fusion" / "fused.npy", fused_NW)
-        word2vec.run(etl, root / "histories", Word2VecConfig(width=8, cooccurrence_width=8, min_words=20_000), root / "word2vec")
+        config = Word2VecConfig(width=8, cooccurrence_width=8, min_words=20_000)
+        corpus = write_corpus(etl, root / "histories", config.families, root / "corpus")
+        word2vec.run(etl, root / "histories", corpus, config, root / "word2vec")
         semantic_ids.run(etl, root / "fusion", root / "word2vec", IDS, root / "semantic_ids")
         model = new_model(ModelConfig(width=16, encoder_layers=1, cold_share=0.3), root / "semantic_ids", UserVocabulary())
         save_checkpoint(model, root / "checkpoint", Ranking())
@@ -76,8 +79,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(catalogue, tmp_path_factory.mktemp("new_items"))
+def world(catalogue: Path, write_corpus: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(catalogue, tmp_path_factory.mktemp("new_items"), write_corpus)
 
 
 @pytest.fixture(scope="module")

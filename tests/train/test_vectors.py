@@ -12,7 +12,8 @@ from ugt.fusion import AutoencoderConfig, Fusion, VectorSpace
 from ugt.quantizer import Codebooks
 from ugt.schema import UGTError
 from ugt.semantic_ids import SemanticIdConfig, SemanticIds
-from ugt.word2vec import Neighbourhood, Word2VecConfig, catalogue_tokens
+from ugt.sequences import catalogue_tokens
+from ugt.word2vec import Neighbourhood, Word2VecConfig
 
 CONFIG = AutoencoderConfig(width=8, hidden=32, epochs=4, batch_size=32)
 WORD2VEC = Word2VecConfig(width=16, min_words=50_000)
@@ -40,9 +41,14 @@ def fused_dir(features_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def word2vec_dir(catalogue, tmp_path_factory):
+def corpus_dir(catalogue, write_corpus, tmp_path_factory):
+    return write_corpus(catalogue, catalogue, WORD2VEC.families, tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def word2vec_dir(catalogue, corpus_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("word2vec")
-    word2vec.run(catalogue, catalogue, WORD2VEC, folder)
+    word2vec.run(catalogue, catalogue, corpus_dir, WORD2VEC, folder)
     return folder
 
 
@@ -63,8 +69,8 @@ def test_a_run_begun_before_a_kill_ends_on_ray_with_the_same_bytes(ray_session, 
     assert [point["epoch"] for point in figures["curve"]] == [1, 2, 3, 4]
 
 
-def test_word2vec_gives_the_same_files_again(catalogue, word2vec_dir, tmp_path):
-    figures = word2vec.run(catalogue, catalogue, WORD2VEC, tmp_path)
+def test_word2vec_gives_the_same_files_again(catalogue, corpus_dir, word2vec_dir, tmp_path):
+    figures = word2vec.run(catalogue, catalogue, corpus_dir, WORD2VEC, tmp_path)
     for path in sorted(word2vec_dir.iterdir()):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
     assert not (tmp_path / "corpus.txt").exists()

@@ -1,4 +1,4 @@
-"""Word2Vec: what enters the corpus, reproducible vectors, and a vector for every item."""
+"""Word2Vec: reproducible vectors, and a vector for every item."""
 
 import os
 import subprocess
@@ -9,7 +9,8 @@ import pytest
 
 from ugt import histories
 from ugt.artifacts import CREDITS, ITEMS, read_table
-from ugt.word2vec import Neighbourhood, Word2VecConfig, catalogue_tokens, item_vectors, sentences, token, train_counts, train_vectors
+from ugt.sequences import Corpus, catalogue_tokens
+from ugt.word2vec import Neighbourhood, Word2VecConfig, item_vectors, train_counts, train_vectors
 
 CONFIG = Word2VecConfig(width=16, epochs=10)
 
@@ -20,31 +21,22 @@ def parts(catalogue):
     return items.column("item_id").to_pylist(), catalogue_tokens(items, read_table(catalogue / "credits", CREDITS)), past
 
 
-def test_the_last_two_events_of_an_evaluated_user_never_enter_the_corpus(parts):
-    item_ids, tokens, past = parts
-    lengths = past.split(3).train_lengths
-    lines = list(sentences(item_ids, tokens, past, lengths, CONFIG.model_copy(update={"families": ("history",)})))
-    for u, line in enumerate(lines):
-        assert line == [token("MOV", item_ids[i]) for i in past.items[past.row(u)][:-2]]
-    counts = np.zeros(len(item_ids), int)
-    for line in lines:
-        for word in line:
-            counts[item_ids.index(word[4:])] += 1
-    assert (train_counts(len(item_ids), past, lengths) == counts).all()
-
-
-def test_tokens_carry_their_kind_and_no_white_space(parts):
-    _, tokens, _ = parts
-    assert tokens[7] == ["DIR_nm003", "ACT_nm011", "GEN_War", "ERA_1950s", "RAT_7", "TYP_movie", "REG_us"]
-    assert token("GEN", "Film Noir") == "GEN_Film_Noir"
-
-
 @pytest.fixture(scope="module")
-def corpus(parts, tmp_path_factory):
-    item_ids, tokens, past = parts
-    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    path.write_text("".join(" ".join(line) + "\n" for line in sentences(item_ids, tokens, past, past.split(3).train_lengths, CONFIG)))
+def corpus(catalogue, write_corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    pieces = Corpus.load(write_corpus(catalogue, catalogue, CONFIG.families, folder))
+    path = folder / "corpus.txt"
+    path.write_text("".join(piece.read_text() for piece in pieces.files()))
     return path
+
+
+def test_items_are_counted_as_often_as_training_may_see_them(catalogue, parts, write_corpus, tmp_path):
+    item_ids, _, past = parts
+    (path,) = Corpus.load(write_corpus(catalogue, catalogue, ("history",), tmp_path)).files()
+    counts = np.zeros(len(item_ids), int)
+    for word in path.read_text().split():
+        counts[item_ids.index(word[4:])] += 1
+    assert (train_counts(len(item_ids), past, past.split(3).train_lengths) == counts).all()
 
 
 def test_another_process_gives_the_same_vectors(corpus):
