@@ -34,10 +34,13 @@ def check(tables: Tables, chosen: tuple[Rule, ...], allowed: Mapping[str, float]
     unknown = set(allowed) - {rule.name for rule in chosen}
     if unknown:
         raise UGTError(f"quality.allowed names {', '.join(sorted(unknown))}, which is no rule. The rules are: {', '.join(rule.name for rule in chosen)}.")
+    columns = sorted(set(allowed) & {rule.name for rule in chosen if rule.of_columns})
+    if columns:
+        raise UGTError(f"quality.allowed names {', '.join(columns)}: nothing can read a table without its columns. Take it out, and run the ETL again.")
     found: dict[str, Finding] = {}
     broken = set()
     for rule in chosen:
-        if rule.check is None and rule.query is None:
+        if rule.of_columns:
             found[rule.name] = _columns(tables, rule.table)
             if found[rule.name].failed:
                 broken.add(rule.table)
@@ -58,11 +61,12 @@ def stop(records: list[dict[str, Any]], page: str) -> None:
     first = failed[0]
     more = f" {len(failed) - 1} more CRITICAL rules failed: {', '.join(r['name'] for r in failed[1:])}." if len(failed) > 1 else ""
     rows = f" The first: {'; '.join(', '.join(f'{k} {v}' for k, v in row.items()) for row in first['examples'][:3])}." if first["examples"] else ""
+    out = "Mend the source file and run again."
+    if not first["name"].endswith(".columns"):
+        out += f" To go on in spite of it, set the share of rows that may break the rule: quality.allowed: {{{first['name']}: {_enough(first)}}}."
     raise UGTError(
         f"CRITICAL rule {first['name']} failed: {first['meaning']}, but {first['failed']:,} of {first['rows']:,} rows of {first['table']} break it."
-        f"{rows}{more} "
-        f"All of it is on {page}. Mend the source file and run again; to go on in spite of a rule, set the share of rows that may break it: "
-        f"quality.allowed: {{{first['name']}: {_enough(first)}}}."
+        f"{rows}{more} All of it is on {page}. {out}"
     )
 
 

@@ -45,6 +45,10 @@ class Rule:
     def table(self) -> str:
         return self.name.split(".")[0]
 
+    @property
+    def of_columns(self) -> bool:
+        return self.check is None and self.query is None
+
 
 def _of(name: str, severity: Severity, holds: pa.Check | pl.Expr, meaning: str, allowed: float = 0.0, column: str | None = None) -> Rule:
     """A rule of a row: pandera's check of a column, or an expression over the row."""

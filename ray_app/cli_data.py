@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ray_app.cli_options import ConfigPath, console, settings_of
+from ray_app.cli_options import ConfigPath, DataDir, ImdbDir, JsonPath, Seed, Source, console, settings_of
 from ray_app.cli_steps import step_command
 
 data_app = typer.Typer(no_args_is_help=True, help="Sources to canonical tables, features and histories.")
@@ -15,6 +15,26 @@ data_app = typer.Typer(no_args_is_help=True, help="Sources to canonical tables, 
 step_command(data_app, "etl", "etl", "Source files to items, people, credits, users, events; bad rows to quarantine.")
 step_command(data_app, "features", "features", "Item features and their vocabulary.")
 step_command(data_app, "histories", "histories", "Events to user histories.")
+
+
+@data_app.command("quality")
+def data_quality(
+    config: ConfigPath = None,
+    source: Source = None,
+    data_dir: DataDir = None,
+    imdb_dir: ImdbDir = None,
+    seed: Seed = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another run of the ETL, by key or folder; the newest earlier one of the same files if not given.")
+    ] = None,
+    json_path: JsonPath = None,
+) -> None:
+    """Rules, profile and drift of the canonical tables, and their report page; a failed CRITICAL rule is an error."""
+    from ray_app import quality
+
+    settings = settings_of(config, source, data_dir, imdb_dir, seed, **{"quality.against": against})
+    quality.find(settings)
+    quality.tell(run_until("quality", settings, json_path)["quality"].path, console)
 
 
 @data_app.command("materialize")
