@@ -1,14 +1,15 @@
 """How far the tables of one run are from those of another: PSI and the Kolmogorov-Smirnov distance of each column.
 
-Choices: numbers (and the lengths of texts and lists) are put into bins by the deciles of the reference, with a bin of their own for what is missing; numbers of at
-most FEW distinct values, categories and the elements of lists are compared value by value, beyond the FEW commonest of the
-reference as "other". PSI = sum (q - p) ln(q / p) over the bins, a share below FLOOR counted as FLOOR. KS is scipy's
-two-sample distance of the values that are there. A column of more than SAMPLE rows is represented by every k-th. Thresholds .1 and .25 are the custom of credit scoring
-(Siddiqi 2006); between samples of the same source PSI is about (bins - 1)(1/n + 1/m) by chance alone, .09 for 200 rows each.
+Choices: numbers (and the lengths of texts and lists) are put into bins by the deciles of the reference, with a bin of their own for what is missing;
+numbers of at most FEW distinct values, categories and the elements of lists are compared value by value, those beyond the FEW commonest of the reference as
+"other". PSI = sum (q - p) ln(q / p) over the bins, a share below FLOOR counted as FLOOR. KS is scipy's two-sample distance of the values that are
+there. A column of more than SAMPLE rows is represented by every k-th. The thresholds .1 and .25 are the custom of credit scoring (Siddiqi 2006);
+between two samples of one source PSI is about (bins - 1)(1/n + 1/m) by chance alone, .09 for 200 rows each.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ def drift(reference: Tables, current: Tables) -> dict[str, Any]:
             if kind not in ("category", "list"):
                 found.append(_numeric(name if kind != "text" else f"{name} length", *(_values(t, table, column, kind) for t in (reference, current))))
             else:
-                found.append(_categories(name, *(_elements(t, table, column, kind) for t in (reference, current))))
+                old, new = (_elements(t, table, column, kind) for t in (reference, current))
+                found.append(_categories(name, old, new))
                 if kind == "list":
                     found.append(_numeric(f"{name} length", *(_values(t, table, column, kind) for t in (reference, current))))
     for name, (table, column) in COUNTED.items():
@@ -96,14 +98,14 @@ def _numeric(name: str, reference: pl.Series, current: pl.Series) -> dict[str, A
     old, new = old[np.isfinite(old)], new[np.isfinite(new)]
     distance, p_value = ks(old, new) if old.size and new.size else (None, None)
     if len(np.unique(old)) <= FEW:
-        row = _categories(name, *(series.cast(pl.Float64) for series in (reference, current)), ordered=True)
+        row = _categories(name, reference.cast(pl.Float64), current.cast(pl.Float64), ordered=True)
     else:
         edges = np.unique(np.quantile(old, np.arange(1, 10) / 10))
         counts = [
-            np.append(np.bincount(np.searchsorted(edges, x, side="right"), minlength=len(edges) + 1), len(s) - x.size)
-            for x, s in ((old, reference), (new, current))
+            np.append(np.bincount(np.searchsorted(edges, x, side="right"), minlength=len(edges) + 1), len(series) - x.size)
+            for x, series in ((old, reference), (new, current))
         ]
-        labels = [f"below {edges[0]:g}", *(f"{a:g} to {b:g}" for a, b in zip(edges, edges[1:], strict=False)), f"from {edges[-1]:g}", MISSING]
+        labels = [f"below {edges[0]:g}", *(f"{a:g} to {b:g}" for a, b in pairwise(edges)), f"from {edges[-1]:g}", MISSING]
         row = _record(name, labels, *counts)
     row |= {"ks": distance, "ks_p": p_value, "distance": max(row["psi"], distance or 0.0)}
     return row | {"verdict": verdict(row["distance"])}
@@ -111,7 +113,7 @@ def _numeric(name: str, reference: pl.Series, current: pl.Series) -> dict[str, A
 
 def _categories(name: str, reference: pl.Series, current: pl.Series, ordered: bool = False) -> dict[str, Any]:
     """Value by value: the commonest of the reference, then what is common only now, then the rest together."""
-    old, new = ({value: n for value, n in series.drop_nulls().value_counts(sort=True).iter_rows()} for series in (reference, current))
+    old, new = (dict(series.drop_nulls().value_counts().iter_rows()) for series in (reference, current))
     kept = sorted(old, key=lambda v: (-old[v], v))[:FEW]
     kept += sorted((v for v in new if v not in old), key=lambda v: (-new[v], v))[: FEW // 3]
     if ordered:

@@ -1,8 +1,8 @@
 """What is in the canonical tables: per column its nulls, distinct values, range, quantiles, lengths, and the values that occur most.
 
-Choices: one column at a time, read by polars' streaming engine, so the largest thing held is one column of numbers (8 bytes a row). Distinct values are counted exactly up
-to EXACT rows and estimated beyond (HyperLogLog), and the report says which. Histograms have BINS equal bins between the .5% and
-99.5% quantiles, of log(1 + x) where the numbers are too skewed to see otherwise; what lies beyond is in the end bins.
+Choices: one column at a time, read by polars' streaming engine, so the largest thing held is one column of numbers (8 bytes a row). Distinct values are
+counted exactly up to EXACT rows and estimated beyond (HyperLogLog), and the report says which. Histograms have BINS equal bins between the .5% and the 99.5%
+quantile, of log(1 + x) where the numbers are too skewed to see otherwise; what lies beyond is in the end bins.
 """
 
 from __future__ import annotations
