@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ray_app.cli_options import ConfigPath, DataDir, ImdbDir, JsonPath, Seed, Source, console, settings_of
-from ray_app.cli_steps import step_command
+from ray_app.cli_steps import run_until, step_command
 
 data_app = typer.Typer(no_args_is_help=True, help="Sources to canonical tables, features and histories.")
 
