@@ -7,7 +7,6 @@ the figures they stored, killed ones are resumed or redone. Serving the result i
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +58,8 @@ def run(settings: Settings, progress: Progress, until: str | Sequence[str] = "ex
             figures = artifacts[step.name].manifest.figures
             shown = {k: figures[k] for k in step.shown if k in figures}
             if step.page:
-                shown["report"] = os.path.relpath(artifacts[step.name].path / step.page)
+                page, here = artifacts[step.name].path / step.page, Path.cwd()
+                shown["report"] = str(page.relative_to(here) if page.is_relative_to(here) else page)
             progress.done(step.name, elapsed, artifacts[step.name].skipped, shown)
             seconds_gauge.set(0 if artifacts[step.name].skipped else elapsed, tags={"step": step.name})
     return artifacts
