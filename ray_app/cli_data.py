@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_app.cli_options import ConfigPath, JsonPath, console, settings_of, writable, write_json
-from ray_app.cli_steps import step_command
+from ray_app.cli_options import ConfigPath, DataDir, ImdbDir, JsonPath, Seed, Source, console, settings_of, writable, write_json
+from ray_app.cli_steps import run_until, step_command
 from ugt.schema import UGTError
 
 data_app = typer.Typer(no_args_is_help=True, help="Sources to canonical tables, features and histories.")
@@ -19,6 +19,26 @@ step_command(data_app, "etl", "etl", "Source files to items, people, credits, us
 step_command(data_app, "features", "features", "Item features and their vocabulary.")
 step_command(data_app, "histories", "histories", "Events to user histories.")
 step_command(data_app, "corpus", "corpus", "Catalogue and histories to the sentences of Word2Vec.")
+
+
+@data_app.command("quality")
+def data_quality(
+    config: ConfigPath = None,
+    source: Source = None,
+    data_dir: DataDir = None,
+    imdb_dir: ImdbDir = None,
+    seed: Seed = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another run of the ETL, by key or folder; the newest earlier one of the same files if not given.")
+    ] = None,
+    json_path: JsonPath = None,
+) -> None:
+    """Rules, profile and drift of the canonical tables, and their report page; a failed CRITICAL rule is an error."""
+    from ray_app import quality
+
+    settings = settings_of(config, source, data_dir, imdb_dir, seed, **{"quality.against": against})
+    quality.find(settings)
+    quality.tell(run_until("quality", settings, json_path)["quality"].path, console)
 
 
 @data_app.command("materialize")

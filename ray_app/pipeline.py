@@ -17,6 +17,7 @@ from ray.exceptions import RayTaskError
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_app.quality import reference
 from ray_app.report import Progress
 from ray_app.steps import ON_REQUEST, STEPS, Context, Step
 from ugt.artifacts import Artifact, ArtifactStore, usable_folder
@@ -55,7 +56,11 @@ def run(settings: Settings, progress: Progress, until: str | Sequence[str] = "ex
                 artifacts[step.name] = _run_step(step, settings, store, artifacts)
             elapsed = time.monotonic() - start
             figures = artifacts[step.name].manifest.figures
-            progress.done(step.name, elapsed, artifacts[step.name].skipped, {k: figures[k] for k in step.shown if k in figures})
+            shown = {k: figures[k] for k in step.shown if k in figures}
+            if step.page:
+                page, here = artifacts[step.name].path / step.page, Path.cwd()
+                shown["report"] = str(page.relative_to(here) if page.is_relative_to(here) else page)
+            progress.done(step.name, elapsed, artifacts[step.name].skipped, shown)
             seconds_gauge.set(0 if artifacts[step.name].skipped else elapsed, tags={"step": step.name})
     return artifacts
 
@@ -65,6 +70,10 @@ def _run_step(step: Step, settings: Settings, store: ArtifactStore, artifacts: M
     inputs = {name: artifacts[name].key for name in step.needs if name in artifacts}
     if step.name == "etl":
         inputs |= _source_checksums(settings, paths)
+    if step.name == "quality":
+        other = reference(settings, artifacts["etl"])
+        if other is not None:
+            paths["against"], inputs["against"] = other.path, other.key
 
     def make(out: Path, work: Path) -> dict[str, Any]:
         # pinned to this node: the artifact folder is here (on a cluster, UGT_HOME is a shared file system)
@@ -104,7 +113,7 @@ def _source_checksums(settings: Settings, paths: Mapping[str, Path]) -> dict[str
 
 
 def _closure(until: Iterable[str], settings: Settings) -> set[str]:
-    """The steps named and what they need; a step that these settings leave out needs nothing."""
+    """The steps named and what they need, and the guards of these; a step that these settings leave out needs nothing."""
     by_name = {step.name: step for step in (*STEPS, *ON_REQUEST)}
     for name in until:
         if name not in by_name:
@@ -115,4 +124,4 @@ def _closure(until: Iterable[str], settings: Settings) -> set[str]:
         if name not in wanted and by_name[name].only(settings):
             wanted.add(name)
             todo.extend(by_name[name].needs)
-    return wanted
+    return wanted | {step.name for step in STEPS if step.guards and set(step.needs) <= wanted}

@@ -42,6 +42,8 @@ class Step:
     shown: tuple[str, ...] = ()  # figures of the progress line
     version: int = 1  # raised when the step's code changes what it writes
     only: Callable[[Settings], bool] = lambda s: True
+    guards: bool = False  # run whenever what it needs is, though no step reads it: where it fails, the run stops
+    page: str = ""  # a file of its folder that a person reads: named on the progress line
 
 
 def stages(settings: Settings) -> list[int]:
@@ -113,6 +115,23 @@ STEPS: tuple[Step, ...] = (
         },
         shown=("items", "users", "events", "quarantined"),
         version=2,
+    ),
+    Step(
+        name="quality",
+        what="rules, profile and drift of the canonical tables",
+        function="data.quality_report:run",
+        needs=("etl",),
+        reads=lambda s: [s.quality],
+        arguments=lambda c: {
+            "etl_dir": c.paths["etl"],
+            "config": c.settings.quality,
+            "out_dir": c.out,
+            "work_dir": c.work,
+            "against_dir": c.paths.get("against"),  # the pipeline's: another run of the ETL, whose key is in this step's too
+        },
+        shown=("rules", "drift"),
+        guards=True,
+        page="quality.html",
     ),
     Step(
         name="histories",

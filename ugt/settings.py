@@ -38,6 +38,13 @@ class EtlConfig(Config):
     hold_out_seed: int = 0
 
 
+class QualityConfig(Config):
+    """What the rules of the canonical tables let pass, and which run these tables are compared with."""
+
+    allowed: dict[str, float] = {}  # share of rows that may break a rule, by its name (docs/data.md); what is not named here keeps the rule's own
+    against: str = ""  # key or folder of another ETL run; empty: the newest earlier one of the same source files
+
+
 class StoresConfig(Config):
     """Where state lives. Empty: the embedded server under UGT_HOME/state is started and used."""
 
@@ -87,6 +94,7 @@ class Settings(BaseSettings):
 
     sample: SampleConfig = SampleConfig()
     etl: EtlConfig = EtlConfig()
+    quality: QualityConfig = QualityConfig()
     histories: HistoryConfig = HistoryConfig()
     features: FeatureConfig = FeatureConfig()
     text: TextConfig = TextConfig()
