@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ import polars as pl
 import pyarrow as pa
 import ray
 
-from data import distribute, titles
+from data import distribute, event_log, titles
 from data.distribute import Tables, frame, table
 from data.quality import BAD, Tally
-from data.sources import amazon, imdb, movielens, sequences
+from data.sources import amazon, imdb, movielens, plots, sequences
 from data.sources.imdb import Known
 from data.sources.rows import SourceFile, file_columns
 from ugt import holdout
 from ugt.artifacts import CREDITS, EVENTS, ITEMS, QUARANTINE, USERS, read_table, write_table
+from ugt.erasure import Erased
 from ugt.schema import SourceKind, UGTError
 from ugt.settings import EtlConfig
 from ugt.synthetic import SampleConfig, write_events_for
@@ -32,47 +33,56 @@ from ugt.synthetic import SampleConfig, write_events_for
 
 @dataclass(frozen=True)
 class Plan:
-    """The files of a source: by catalogue, people and events; `extra` are read as a whole by the driver."""
+    """The files of a source: by catalogue, people and events; `extra` are read as a whole by the driver, `plots` and the event log where they are set."""
 
     titles: dict[str, SourceFile]
     names: SourceFile | None
     events: dict[str, SourceFile]
     extra: tuple[Path, ...] = ()
+    plots: dict[str, Path] = field(default_factory=dict)
 
     @property
     def all(self) -> list[SourceFile]:
         return [*self.titles.values(), *([self.names] if self.names else []), *self.events.values()]
 
 
-def plan(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None) -> Plan:
+def plan(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None, config: EtlConfig = EtlConfig()) -> Plan:
     """The files that are there. Raises UGTError naming the folder or file that is missing, and the flag that gives it."""
     if data_dir is None:
         raise UGTError(f"--source {kind} needs the folder that holds its files: --data-dir DIR.")
     data_dir = Path(data_dir).absolute()
     if kind == "imdb":
         found = imdb.files(data_dir)
-        return Plan({t: f for t, f in found.items() if t != "name.basics"}, found.get("name.basics"), {})
-    if kind in ("movielens", "sample"):
-        own = movielens.files(data_dir)
+        chosen = Plan({t: f for t, f in found.items() if t != "name.basics"}, found.get("name.basics"), {})
+    elif kind in ("movielens", "sample"):
+        own = movielens.files(data_dir, config.links)
         found = imdb.files(Path(imdb_dir).absolute()) if imdb_dir is not None else {}
-        titles = {t: own[t] for t in ("movies", "links") if t in own} | {t: f for t, f in found.items() if t != "name.basics"}
-        return Plan(titles, found.get("name.basics"), {t: own[t] for t in ("ratings", "users") if t in own})
-    if kind == "amazon":
-        return Plan({}, None, amazon.files(data_dir), tuple(amazon.side_files(data_dir)))
-    own = sequences.files(data_dir)
-    return Plan({"texts": own["texts"]} if "texts" in own else {}, None, {"sequences": own["sequences"]})
+        of_titles = {t: own[t] for t in ("movies", "links") if t in own} | {t: f for t, f in found.items() if t != "name.basics"}
+        chosen = Plan(of_titles, found.get("name.basics"), {t: own[t] for t in ("ratings", "users") if t in own})
+    elif kind == "amazon":
+        chosen = Plan({}, None, amazon.files(data_dir), tuple(amazon.side_files(data_dir)))
+    else:
+        own = sequences.files(data_dir)
+        chosen = Plan({"texts": own["texts"]} if "texts" in own else {}, None, {"sequences": own["sequences"]})
+    if config.plots_dir is None:
+        return chosen
+    if kind in ("amazon", "sequences"):
+        raise UGTError(f"etl.plots_dir describes films of IMDb and MovieLens; --source {kind} has ids of its own. Leave it empty.")
+    return replace(chosen, plots=plots.files(Path(config.plots_dir).absolute()))
 
 
-def check(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None) -> None:
+def check(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None, config: EtlConfig = EtlConfig()) -> None:
     """Raises UGTError naming the folder or file that is missing, or the file that is empty or has other columns. Reads first lines only."""
-    for source in plan(kind, data_dir, imdb_dir).all:
+    for source in plan(kind, data_dir, imdb_dir, config).all:
         file_columns(source)
 
 
-def checksums(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None) -> dict[str, str]:
+def checksums(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None, config: EtlConfig = EtlConfig()) -> dict[str, str]:
     """SHA-256 of every source file by its name: the inputs of the step. Raises UGTError for what is missing."""
-    chosen = plan(kind, data_dir, imdb_dir)
-    named = {(s.table, s.path) for s in chosen.all} | {(p.name, str(p)) for p in chosen.extra}
+    chosen = plan(kind, data_dir, imdb_dir, config)
+    named = {(s.table, s.path) for s in chosen.all} | {(p.name, str(p)) for p in (*chosen.extra, *chosen.plots.values())}
+    if config.event_log is not None:
+        named |= {(f"event_log/{day}", str(p)) for day in event_log.days(config.event_log) for p in event_log.sorted_parts(config.event_log, day)}
     digests = {}
     for name, path in sorted(named):
         with open(path, "rb") as f:
@@ -80,14 +90,23 @@ def checksums(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None) ->
     return digests
 
 
-def run(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None, config: EtlConfig, out_dir: Path, sample: SampleConfig | None = None) -> dict[str, Any]:
+def run(
+    kind: SourceKind,
+    data_dir: Path | None,
+    imdb_dir: Path | None,
+    config: EtlConfig,
+    out_dir: Path,
+    sample: SampleConfig | None = None,
+    home: Path | None = None,
+) -> dict[str, Any]:
     """Write the canonical tables into `out_dir` and return the figures. `sample`: size and seed of the events generated for `--source imdb`.
 
+    Rows of users who were erased from `home` are left out and counted as filtered.
     Raises UGTError naming file and way out: missing folder or file, other columns, a file that is cut off, an empty catalogue, no events.
     """
-    chosen = plan(kind, data_dir, imdb_dir)
-    if kind == "imdb" and config.hold_out:
-        raise UGTError("etl.hold_out needs events of people; those of --source imdb are generated from the catalogue. Set it to 0, or name another source.")
+    chosen = plan(kind, data_dir, imdb_dir, config)
+    if kind == "imdb" and (config.hold_out or config.event_log):
+        raise UGTError("etl.hold_out and etl.event_log need events of people; those of --source imdb are generated. Leave them out, or name another source.")
     tally = Tally()
     bad: list[pl.DataFrame] = []
     if kind == "imdb":
@@ -95,7 +114,7 @@ def run(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None, config: 
         items, credits = read_table(out_dir / "items", ITEMS), read_table(out_dir / "credits", CREDITS)
         figures |= write_events_for(items, credits, sample or SampleConfig(), out_dir)
     else:
-        figures = _with_events(kind, chosen, config, out_dir, tally, bad)
+        figures = _with_events(kind, chosen, config, out_dir, tally, bad, Erased.load(home) if home is not None else None)
     names = {f.table: f.name for f in chosen.all}
     quarantine = pl.concat([pl.DataFrame(schema=BAD), *bad]).sort("table", "row", "reason")
     quarantine = quarantine.with_columns(file=pl.col("table").replace_strict(names, default=None, return_dtype=pl.String))
@@ -105,18 +124,23 @@ def run(kind: SourceKind, data_dir: Path | None, imdb_dir: Path | None, config: 
 
 def catalogue(chosen: Plan, config: EtlConfig, out_dir: Path, tally: Tally, bad: list[pl.DataFrame]) -> dict[str, Any]:
     """Write items, credits, episodes and people of IMDb's own titles; their numbers. Raises UGTError if no title is left."""
-    items, credits, people = titles.of_imdb(chosen.titles, config.title_types, out_dir, tally, bad)
+    items, credits, people = titles.of_imdb(chosen.titles, config.title_types, out_dir, tally, bad, _plots(config, tally, bad))
     if not items:
         raise UGTError(_empty(chosen.titles["title.basics"].path, config, bad))
     return {"items": items, "people": titles.write_people(chosen.names, people, out_dir, tally, bad), "credits": credits, "covered_by_imdb": items}
 
 
-def _with_events(kind: SourceKind, chosen: Plan, config: EtlConfig, out_dir: Path, tally: Tally, bad: list[pl.DataFrame]) -> dict[str, Any]:
+def _with_events(
+    kind: SourceKind, chosen: Plan, config: EtlConfig, out_dir: Path, tally: Tally, bad: list[pl.DataFrame], erased: Erased | None
+) -> dict[str, Any]:
     """Write the tables of a source that has events of people; their figures."""
     if kind in ("movielens", "sample"):
         movies = {t: f for t, f in chosen.titles.items() if t in ("movies", "links")}
         rows, credit_rows, counts = titles.of_movielens(movies, {t: f for t, f in chosen.titles.items() if t not in movies}, tally, bad)
         covered = int(counts["covered"].sum())
+        if (described := _plots(config, tally, bad)) is not None:
+            tmdb = movielens.ids(movies["links"]) if "links" in movies else pl.DataFrame(schema=movielens.IDS)
+            rows = plots.describe(rows.join(tmdb.select("item_id", "tmdb_id"), on="item_id", how="left", maintain_order="left"), described).drop("tmdb_id")
     else:
         rows, credit_rows, covered = _products(kind, chosen, config, tally, bad), pl.DataFrame(schema=imdb.CREDIT | {"item_index": pl.Int32}), 0
     if not rows.height:
@@ -124,7 +148,7 @@ def _with_events(kind: SourceKind, chosen: Plan, config: EtlConfig, out_dir: Pat
     items, credits = table(rows, ITEMS), table(credit_rows, CREDITS)
     wanted = Known.of(credit_rows.select(pl.col("person_id").unique()).select(n=imdb.number("person_id"))["n"].to_numpy())
     figures: dict[str, Any] = {"items": items.num_rows, "people": titles.write_people(chosen.names, wanted, out_dir, tally, bad), "credits": credits.num_rows}
-    events, users = _events(kind, chosen, items, config, tally, bad)
+    events, users = _events(kind, chosen, items, config, tally, bad, erased)
     if events.num_rows == 0:
         raise UGTError(f"{', '.join(f.name for f in chosen.events.values())} hold no event of a known item. {_reasons(bad)}")
     if config.hold_out:
@@ -172,15 +196,42 @@ def _tokens(chosen: Plan, config: EtlConfig) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(schema={"item_id": pl.String}), *(frame(t) for t in found["items"])]).unique().sort("item_id")
 
 
-def _events(kind: SourceKind, chosen: Plan, items: pa.Table, config: EtlConfig, tally: Tally, bad: list[pl.DataFrame]) -> tuple[pa.Table, pa.Table]:
+def _plots(config: EtlConfig, tally: Tally, bad: list[pl.DataFrame]) -> pl.DataFrame | None:
+    """What the files of `etl.plots_dir` say of films, if it is set."""
+    if config.plots_dir is None:
+        return None
+    found = plots.load(Path(config.plots_dir).absolute())
+    tally.merge(found.tally.counts)
+    bad.append(found.bad)
+    return found.rows
+
+
+def _events(
+    kind: SourceKind, chosen: Plan, items: pa.Table, config: EtlConfig, tally: Tally, bad: list[pl.DataFrame], erased: Erased | None
+) -> tuple[pa.Table, pa.Table]:
     known = ray.put(frame(items).select("item_id", "item_index"))
     raw = distribute.raw_rows(list(chosen.events.values()), config.blocks)
     found = distribute.per_partition(raw, event_kernel, config.blocks, kind=kind, item_ids=known, tables=list(chosen.events), min_events=config.min_user_events)
     _settle(found, tally, bad)
     rows = pl.concat([pl.DataFrame(schema=sequences.EVENT), *(frame(t) for t in found["events"])]).sort("user_id", "timestamp", "order", "event_id")
     profiles = pl.concat([pl.DataFrame(schema=PROFILE), *(frame(t) for t in found["users"])])
+    main = "ratings" if "ratings" in chosen.events else "sequences"
+    rows, profiles = _without(erased, rows, main, tally), _without(erased, profiles, "users", tally)
+    if config.event_log is not None:
+        logged, counts = event_log.events_of(Path(config.event_log).absolute(), items)
+        tally.merge({"event_log": {f"rows_{name}": n for name, n in counts.items()}})
+        rows = pl.concat([rows, _without(erased, frame(logged), "event_log", tally)]).sort("user_id", "timestamp", "order", "event_id")
     users = rows.select(pl.col("user_id").unique()).join(profiles, on="user_id", how="left").sort("user_id")
     return table(rows, EVENTS), table(users, USERS)
+
+
+def _without(erased: Erased | None, rows: pl.DataFrame, name: str, tally: Tally) -> pl.DataFrame:
+    """The rows of users who were not erased; the others count as filtered."""
+    if not erased or not rows.height:
+        return rows
+    kept = rows.filter(~pl.Series(erased.mask(rows["user_id"].to_arrow())))
+    tally.add(name, out=kept.height - rows.height, filtered=rows.height - kept.height)
+    return kept
 
 
 PROFILE: dict[str, Any] = {"user_id": pl.String, "gender": pl.String, "age": pl.Int32, "occupation": pl.String}

@@ -18,7 +18,7 @@ import ray
 from data import distribute
 from data.distribute import LOOSE, PARQUET, Piece, parquet, split
 from data.quality import Tally, checked
-from data.sources import imdb, movielens
+from data.sources import imdb, movielens, plots
 from data.sources.imdb import TABLES, Known
 from data.sources.rows import SourceFile
 from ugt.artifacts import CREDITS, EPISODES, ITEMS, PEOPLE, write_table
@@ -28,8 +28,12 @@ PART_PEOPLE = 131_072
 NO_TITLES = Known(np.empty(0, np.int32), np.empty(0, np.int32))
 
 
-def of_imdb(files: dict[str, SourceFile], title_types: tuple[str, ...], out_dir: Path, tally: Tally, bad: list[pl.DataFrame]) -> tuple[int, int, Known]:
+def of_imdb(
+    files: dict[str, SourceFile], title_types: tuple[str, ...], out_dir: Path, tally: Tally, bad: list[pl.DataFrame], described: pl.DataFrame | None = None
+) -> tuple[int, int, Known]:
     """Write `items/`, `credits/` and `episodes/` of IMDb's titles of some types; (items, credits, the people with credits).
+
+    described: plot texts and metadata (`data.sources.plots`) for what the titles lack.
 
     Raises UGTError if a file can't be read to its end.
     """
@@ -44,7 +48,7 @@ def of_imdb(files: dict[str, SourceFile], title_types: tuple[str, ...], out_dir:
     others = [f for name, f in files.items() if name != "title.basics"]
     if others:
         rows = rows.union(distribute.narrowed(others, title_kernel, known=reference))
-    joined = distribute.joined(rows, -(-len(known) // PART_TITLES), imdb_kernel)
+    joined = distribute.joined(rows, -(-len(known) // PART_TITLES), imdb_kernel, described=None if described is None else ray.put(described))
     found = distribute.gather(joined, out_dir)
     settle(found, tally, bad)
     counts = pl.concat(found["counts"]).sum().row(0, named=True)
@@ -135,12 +139,14 @@ def people_kernel(name: str, good: pl.DataFrame, unread: pl.DataFrame, known: Kn
     yield from _account(name, good, sound, kept, unread, worse)
 
 
-def imdb_kernel(part: int, tables: dict[str, pl.DataFrame]) -> Iterator[Piece]:
+def imdb_kernel(part: int, tables: dict[str, pl.DataFrame], described: pl.DataFrame | None = None) -> Iterator[Piece]:
     """Items, credits and episodes of a part as Parquet; a slot is the index of an item."""
     tally = Tally()
     titles, credits, episodes = imdb.join({name: imdb.first_of_each(name, rows, tally) for name, rows in tables.items()})
     of_item = titles.select("slot", item_id=imdb.identity("tt", "imdb"))
     items = titles.with_columns(item_index="slot", item_id=of_item["item_id"], imdb_id=of_item["item_id"], description=pl.lit(None, pl.String))
+    if described is not None:
+        items = plots.describe(items, described)
     credits = credits.join(of_item, on="slot", maintain_order="left")
     yield part, "items" + PARQUET, parquet(items, ITEMS)
     yield part, "credits" + PARQUET, parquet(credit_rows(credits).with_columns(item_index=credits["slot"]), CREDITS)

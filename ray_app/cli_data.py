@@ -53,22 +53,25 @@ def data_materialize(config: ConfigPath = None, version: Annotated[str, typer.Op
 
 @data_app.command("ingest")
 def data_ingest(
-    source: Annotated[str, typer.Option("--from", help="events: the event stream of the online store, to the event log.")],
-    follow: Annotated[bool, typer.Option(help="Go on until interrupted, a file every few seconds.")] = False,
+    origin: Annotated[str, typer.Option("--from", help="A folder, or a URI (file://, s3://, gs://) of one, that holds a source's files; or: events.")],
+    name: Annotated[str | None, typer.Option(help="Name below UGT_HOME/sources, instead of what the source is called.")] = None,
+    follow: Annotated[bool, typer.Option(help="With events: go on until interrupted, a file every few seconds.")] = False,
     config: ConfigPath = None,
     json_path: JsonPath = None,
 ) -> None:
-    """Bring data in from where they are made. `--from events`: what people did since the last time, from Redis to <home>/event_log."""
-    if source not in ("events", "redis"):
-        raise UGTError(f"--from {source}: there is no such source. It can be: events.")
+    """Copy a source's files into UGT_HOME/sources (resumed, checked); `--from events`: what people did since the last time, from Redis to the event log."""
+    writable(json_path, "--json")
+    settings = settings_of(config)
+    if origin != "events":
+        from data.ingest import ingest
+
+        write_json(json_path, {"written": [str(path) for path in ingest(origin, settings.home, say, name)]})
+        return
     from data import event_log
     from ugt.stores import embedded
 
-    writable(json_path, "--json")
-    settings = settings_of(config)
     url = settings.stores.redis_url or embedded.ensure_redis(settings.home)
-    log = settings.home / event_log.FOLDER
-    figures = event_log.drain(url, log, follow=follow, tell=lambda text: console.print(f" {text}", highlight=False, soft_wrap=True))
+    figures = event_log.drain(url, settings.home / event_log.FOLDER, follow=follow, tell=lambda text: say(f" {text}"))
     _summary(figures)
     write_json(json_path, figures)
 
@@ -130,18 +133,6 @@ def data_download(
     from data.download import download
 
     download(name, to, say, mirror)
-
-
-@data_app.command("ingest")
-def data_ingest(
-    origin: Annotated[str, typer.Option("--from", help="A folder, or a URI (file://, s3://, gs://) of one, that holds a source's files.")],
-    name: Annotated[str | None, typer.Option(help="Name below UGT_HOME/sources, instead of what the source is called.")] = None,
-    config: ConfigPath = None,
-) -> None:
-    """Copy a source's files into UGT_HOME/sources (resumed, checked), and say what they are and what to run next."""
-    from data.ingest import ingest
-
-    ingest(origin, settings_of(config).home, say, name)
 
 
 def say(line: str) -> None:

@@ -37,7 +37,7 @@ def check(settings: Settings) -> None:
     if settings.source != "sample":
         from data import etl
 
-        etl.check(settings.source, settings.data_dir, settings.imdb_dir)
+        etl.check(settings.source, settings.data_dir, settings.imdb_dir, settings.etl)
 
 
 def run(settings: Settings, progress: Progress, until: str | Sequence[str] = "export") -> dict[str, Artifact]:
@@ -107,7 +107,7 @@ def _source_checksums(settings: Settings, paths: Mapping[str, Path]) -> dict[str
         return {}  # the generated files follow from the source step's key
     from data import etl
 
-    found = etl.checksums(settings.source, settings.data_dir, settings.imdb_dir)
+    found = etl.checksums(settings.source, settings.data_dir, settings.imdb_dir, settings.etl)
     # the one file name two sources share: without this, the tables made of it as Amazon's would be taken for plain sequences
     return found | {"kind": settings.source} if settings.source == "sequences" else found
 

@@ -111,6 +111,7 @@ STEPS: tuple[Step, ...] = (
             "imdb_dir": c.source_dirs()[1],
             "config": c.settings.etl,
             "sample": c.settings.sample,
+            "home": c.settings.home,
             "out_dir": c.out,
         },
         shown=("items", "users", "events", "quarantined"),

@@ -114,6 +114,9 @@ def dat_file(table: str, path: Path, member: str | None = None) -> SourceFile:
     return SourceFile(table, str(path), columns, columns[0], "colons", member, header=False, encoding="latin-1")
 
 
+IDS = {"item_id": pl.String, "imdb_id": pl.String, "tmdb_id": pl.String}
+
+
 def ids(links: SourceFile) -> pl.DataFrame:
     """(item_id, imdb_id, tmdb_id) of the readable rows of links.csv, the first of a repeated movie; an id that isn't there is null."""
     rows = _rows(links, LINKS, Tally(), [])

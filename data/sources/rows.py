@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -40,7 +40,7 @@ CHUNK = 16 << 20
 CONTROL = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F]"
 BAD_ROW: dict[str, Any] = {"row": pl.Int64, "reason": pl.String, "raw": pl.String}
 RAW_LIMIT = 1000  # characters of a bad line that are kept
-BROKEN: tuple[type[Exception], ...] = (EOFError, zlib.error, isal_zlib.IsalError, gzip.BadGzipFile, zipfile.BadZipFile)  # type: ignore[assignment]
+BROKEN = (EOFError, zlib.error, cast("type[Exception]", isal_zlib.IsalError), gzip.BadGzipFile, zipfile.BadZipFile)
 
 
 class Unreadable(UGTError):
