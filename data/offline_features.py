@@ -31,7 +31,7 @@ from ugt.schema import UGTError
 
 VERSION = 1  # raised when the same events give other values
 KEY = b"ugt.features.key"
-WORK = 2_000_000  # events times moments of the entities that a kernel takes at a time; a few hundred MB
+WORK = 500_000  # events times moments of the entities that a kernel takes at a time; a few hundred MB
 # one row of the shuffle: an event, or (`row` not null) a request
 MIXED = pa.schema(
     [

@@ -230,15 +230,18 @@ def as_of(entity: Entity, events: pl.DataFrame, requests: pl.DataFrame) -> pl.Da
     first = all_of.filter(pl.col("name").is_in(list(firsts))).group_by("entity", "name", "key").agg(pl.col("timestamp").min(), add=pl.lit(1, pl.Int64))
     windowed = all_of.filter(pl.col("name").is_in(list(merged - firsts)))
     added = pl.concat([all_of.filter(~pl.col("name").is_in(list(merged))), *(p.select(all_of.columns).with_columns(key=pl.lit("")) for p in (first, windowed))])
-    keys = added.select("entity", "name", "key").unique()
-    sums = _sums_before(added, asked.join(keys, on="entity"))
+    # from here on a key is a number: what is sorted and summed is the long part, requests times keys
+    keys = added.select("entity", "name", "key").unique().with_row_index("k")
+    numbered = added.join(keys, on=["entity", "name", "key"]).select("k", "timestamp", "add")
+    sums = _sums_before(numbered, asked.join(keys, on="entity")).join(keys.select("k", "name", "key"), on="k")
     for f in (f for f in FEATURES[entity] if f.how == "window"):
         # what had been added before the window's first day is taken off again
         start = (pl.col("timestamp") // DAY - f.days + 1) * DAY
         of = keys.filter(pl.col("name") == f.of)
-        before = _sums_before(added, asked.with_columns(timestamp=start).join(of, on="entity")).with_columns(total=-pl.col("total"))
-        both = pl.concat([sums.filter(pl.col("name") == f.of), before])
-        sums = pl.concat([sums, both.group_by("moment", "key").agg(pl.col("total").sum()).select("moment", name=pl.lit(f.name), key="key", total="total")])
+        before = _sums_before(numbered, asked.with_columns(timestamp=start).join(of, on="entity")).with_columns(total=-pl.col("total"))
+        both = pl.concat([sums.filter(pl.col("name") == f.of).select(before.columns), before])
+        window = both.group_by("moment", "k").agg(pl.col("total").sum()).with_columns(name=pl.lit(f.name), key=pl.lit(""))
+        sums = pl.concat([sums, window.select(sums.columns)])
     latest = events.filter(pl.col("timestamp") > 0).select("entity", "timestamp", latest=pl.col("timestamp")).sort("timestamp")
     newest = asked.sort("timestamp").join_asof(latest, on="timestamp", by="entity", strategy="backward", allow_exact_matches=False, check_sortedness=False)
     values = _values(entity, newest, sums)
@@ -246,15 +249,11 @@ def as_of(entity: Entity, events: pl.DataFrame, requests: pl.DataFrame) -> pl.Da
 
 
 def _sums_before(added: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
-    """`moment, name, key, total`: the sum of `add` strictly before each mark (`moment, entity, timestamp, name, key`)."""
-    columns = ["entity", "name", "key", "timestamp"]
-    rows = [
-        marks.select(*columns, "moment", add=pl.lit(0, pl.Int64)),
-        added.select(*columns, pl.lit(None, pl.UInt32).alias("moment"), "add"),
-    ]
-    ordered = pl.concat(rows).sort(*columns, pl.col("moment").is_null())  # a mark before the events of its second
-    summed = ordered.with_columns(total=pl.col("add").cum_sum().over("entity", "name", "key"))
-    return summed.filter(pl.col("moment").is_not_null()).select("moment", "name", "key", "total")
+    """`moment, k, total`: the sum of `add` (of `k, timestamp, add`) strictly before each mark (`moment, k, timestamp`), where it is not 0."""
+    rows = [marks.select("k", "timestamp", "moment", add=pl.lit(0, pl.Int64)), added.select("k", "timestamp", pl.lit(None, pl.UInt32).alias("moment"), "add")]
+    # nulls last: a mark stands before the events of its second
+    summed = pl.concat(rows).sort("k", "timestamp", "moment", nulls_last=True).with_columns(total=pl.col("add").cum_sum().over("k"))
+    return summed.filter(pl.col("moment").is_not_null() & (pl.col("total") != 0)).select("moment", "k", "total")
 
 
 def _values(entity: Entity, asked: pl.DataFrame, sums: pl.DataFrame) -> pl.DataFrame:

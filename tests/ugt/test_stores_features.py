@@ -12,7 +12,7 @@ from ugt.histories import from_events
 from ugt.schema import Event, UGTError, User
 from ugt.stores import embedded
 from ugt.stores.feature_load import FeatureLoad
-from ugt.stores.features import ALL, OnlineFeatures, PastEvent, segment_of
+from ugt.stores.features import ALL, HISTORY_LIMIT, OnlineFeatures, PastEvent, segment_of
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +152,12 @@ def test_readers_never_see_an_empty_history_while_data_are_loaded_and_no_event_f
 
         async def read():
             while not done.is_set():
-                state = await f.user_state("u7", time.time(), 100)
+                state = await f.user_state("u7", time.time(), HISTORY_LIMIT)
                 lengths.append((len(state.history), state.history[0].item_id, len(await f.popular(ALL, 0, 10))))
 
         async def write():
             nonlocal sent
-            while not done.is_set():
+            while not done.is_set() and sent < HISTORY_LIMIT - 1:  # more would push the loaded event out
                 await f.append(event("x", "u7", timestamp=1000 + sent), {})
                 sent += 1
 
@@ -166,7 +166,7 @@ def test_readers_never_see_an_empty_history_while_data_are_loaded_and_no_event_f
             await loaded(f, {"old": 0, "new": 0, "x": 0}, [*histories("new"), (User(user_id=f"only in {n}"), [])])
         done.set()
         await asyncio.gather(*tasks)
-        state, stale = await f.user_state("u7", time.time(), 10_000), await f.user_state("only in 1", time.time(), 1)
+        state, stale = await f.user_state("u7", time.time(), HISTORY_LIMIT), await f.user_state("only in 1", time.time(), 1)
         return lengths, sent, state, stale.profile, await f.popular(ALL, 0, 1), [k async for k in f.redis.scan_iter(match="ugt:*")]
 
     lengths, sent, state, stale, popular, keys = run(url, use)
@@ -176,7 +176,7 @@ def test_readers_never_see_an_empty_history_while_data_are_loaded_and_no_event_f
     assert counts[0] >= 1
     assert counts == sorted(counts)  # a history only ever grew
     assert {n for _, _, n in lengths} == {3}
-    assert [e.item_id for e in state.history] == ["new"] + ["x"] * min(sent, 999)
+    assert [e.item_id for e in state.history] == ["new"] + ["x"] * sent
     assert popular == [("x", float(sent))]
     assert stale is None  # who is not in the new data is gone
     assert len({k.split(":")[1] for k in keys if k.split(":")[1].isdigit()}) == 1  # and so is everything else of the old generations
