@@ -181,7 +181,7 @@ def bench_word2vec(
     titles: Annotated[int, typer.Option(help="Items of the generated catalogue.")] = 4_000,
     users: Annotated[int, typer.Option(help="Users with a history.")] = 2_000,
     events: Annotated[int, typer.Option(help="Events of all users.")] = 100_000,
-    epochs: Annotated[int, typer.Option(help="Epochs of a training.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Epochs of a training.")] = 10,
     rounds: Annotated[int, typer.Option(help="Trainings of each contender, one seed each.")] = 3,
     seed: Annotated[int, typer.Option(help="First seed.")] = 0,
     json_path: JsonPath = None,
