@@ -84,7 +84,7 @@ def fit(x_ND: np.ndarray, sizes: tuple[int, int, int], config: SemanticIdConfig,
         parallel = group.parallel if isinstance(group, TorchGroup) else _alone
         codebooks = fit_rq_vae(x_ND, k1, k2, config.rq_vae_width, config.rq_vae_epochs, config.seed, config.threads, group, parallel)
     else:
-        codebooks = fit_residual_kmeans(x_ND, k1, k2, config.iterations, config.seed, group)
+        codebooks = fit_residual_kmeans(x_ND, k1, k2, config.iterations, config.seed, config.balance, group)
     return localise(x_ND, codebooks, k3, config.balance, config.local_steps, group)
 
 
