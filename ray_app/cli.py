@@ -16,6 +16,7 @@ from ray_app.cli_cluster import cluster_app, job_app
 from ray_app.cli_data import data_app
 from ray_app.cli_options import ConfigPath, DataDir, ImdbDir, JsonPath, Seed, Source, console, settings_of, writable, write_json
 from ray_app.cli_steps import run_until, step_command
+from ray_app.report import health_lines
 from ugt.schema import UGTError
 from ugt.settings import Settings
 
@@ -57,7 +58,7 @@ def demo(
 
 step_command(train_app, "autoencoder", "fusion", "Fuse features and text; the bottleneck is the item vector.")
 step_command(train_app, "word2vec", "word2vec", "Co-occurrence vectors from catalogue and events.")
-step_command(train_app, "semantic-ids", "semantic_ids", "Three codes for every item, no two items alike.")
+step_command(train_app, "semantic-ids", "semantic_ids", "Three codes for every item, no two items alike.", health_lines)
 
 
 @train_app.command("ugt")

@@ -262,6 +262,7 @@ class SemanticIds:
             "groups_used": len(live),
             "group_mean": round(float(live.mean()), 2) if len(live) else 0.0,
             "group_max": int(live.max()) if len(live) else 0,
+            "groups_full": int((t.group_count_G == t.reserve_G).sum()),  # take no new item
             "slots": t.slots,
             "collisions": len(self) - triples,
         }

@@ -89,10 +89,8 @@ def _ours(x_ND: np.ndarray, key_N: np.ndarray, sizes: tuple[int, int, int], conf
 
 def _faiss(x_ND: np.ndarray, sizes: tuple[int, int, int], config: SemanticIdConfig) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """faiss' residual quantiser on the same vectors: figures, and the codes [N, 2] by kind of search."""
-    bits = faiss.UInt64Vector()
-    for k in sizes[:2]:
-        bits.push_back(k.bit_length() - 1)
-    quantiser = faiss.ResidualQuantizer(x_ND.shape[1], bits)
+    bits = [k.bit_length() - 1 for k in sizes[:2]]  # powers of two, as faiss wants them: `code_sizes` gives no others
+    quantiser: Any = faiss.ResidualQuantizer(x_ND.shape[1], bits)
     quantiser.cp.seed = 1 + config.seed
     figures: dict[str, Any] = {"version": faiss.__version__, "train_iterations": quantiser.cp.niter, "beam_size": quantiser.max_beam_size}
     found: dict[str, np.ndarray] = {}
@@ -106,7 +104,7 @@ def _faiss(x_ND: np.ndarray, sizes: tuple[int, int, int], config: SemanticIdConf
             encoding = time.perf_counter()
             packed = [quantiser.compute_codes(x_ND[s]) for s, _ in _blocks(x_ND)]
             seconds = round(time.perf_counter() - encoding, 1)
-            codes_N2 = np.concatenate([faiss.unpack_bitstrings(block, [k.bit_length() - 1 for k in sizes[:2]]) for block in packed])
+            codes_N2 = np.concatenate([faiss.unpack_bitstrings(block, np.array(bits, np.int32)) for block in packed])
             left = (x_ND[s] - quantiser.decode(block) for (s, _), block in zip(_blocks(x_ND), packed, strict=True))
             figures[kind] = {"encode_seconds": seconds, "error": _mean(left), "l1_perplexity": round(_perplexity(codes_N2[:, 0]), 2)}
             found[kind] = codes_N2
