@@ -90,7 +90,10 @@ def _ours(x_ND: np.ndarray, key_N: np.ndarray, sizes: tuple[int, int, int], conf
 def _faiss(x_ND: np.ndarray, sizes: tuple[int, int, int], config: SemanticIdConfig) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """faiss' residual quantiser on the same vectors: figures, and the codes [N, 2] by kind of search."""
     bits = [k.bit_length() - 1 for k in sizes[:2]]  # powers of two, as faiss wants them: `code_sizes` gives no others
-    quantiser: Any = faiss.ResidualQuantizer(x_ND.shape[1], bits)
+    sizes_in_bits: Any = faiss.UInt64Vector()  # a plain list, which faiss' type hints ask for, is refused by its wrapper
+    for size in bits:
+        sizes_in_bits.push_back(size)
+    quantiser = faiss.ResidualQuantizer(x_ND.shape[1], sizes_in_bits)
     quantiser.cp.seed = 1 + config.seed
     figures: dict[str, Any] = {"version": faiss.__version__, "train_iterations": quantiser.cp.niter, "beam_size": quantiser.max_beam_size}
     found: dict[str, np.ndarray] = {}
