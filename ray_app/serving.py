@@ -93,7 +93,8 @@ def under_prefix(settings: Settings, prefix: tuple[int, ...], like: str | None, 
             vectors.close()
     records = Records(resolved.sql_url)
     try:
-        return [(item_id, " ".join(str(code) for code in codes)) for item_id, codes in records.items_by_prefix(prefix[0], prefix[1] if len(prefix) > 1 else None, limit)]
+        l1, l2 = prefix[0], prefix[1] if len(prefix) > 1 else None
+        return [(item_id, " ".join(str(code) for code in codes)) for item_id, codes in records.items_by_prefix(l1, l2, limit)]
     finally:
         records.close()
 
