@@ -31,6 +31,7 @@ BLOBS = pa.schema([("name", pa.string()), ("ipc", pa.large_binary())])
 
 PIECES = pa.schema([("source", pa.int32()), ("before", pa.int64()), ("chunk", pa.large_binary())])
 PARTS = pa.schema([("part", pa.int32()), ("name", pa.string()), ("data", pa.large_binary())])
+READERS = 2  # files unpacked at once: faster than two cores can parse, and every further one would keep a worker of its own
 LOOSE = -1  # the part of what belongs to none: counts, bad rows
 Piece = tuple[int, str, pl.DataFrame | bytes]  # bytes: a Parquet file
 PARQUET = ".parquet"

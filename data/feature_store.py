@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
 from ugt import histories as histories_module
 from ugt.artifacts import CREDITS, ITEMS, MANIFEST, USERS, content_hash, read_table
 from ugt.feature_definitions import DAY, FEATURES, LATEST, Facts, facts_of, totals_of
 from ugt.histories import Histories
-from ugt.runtime import VECTORS
+from ugt.runtime import ITEM_TABLE, VECTORS
 from ugt.schema import ACTIONS, Item, UGTError, User
 from ugt.settings import StoresConfig
 from ugt.stores import embedded
@@ -49,7 +50,8 @@ def materialize(
 ) -> dict[str, Any]:
     """Fill the online stores for one model version; returns what is there, with `skipped` 1 if it was there already.
 
-    `version_dir` holds the dense head's `item_vectors.npy`; `spaces` maps the name of a vector space to its file [N, D]. Row i of each is item_index i.
+    `version_dir` holds the dense head's `item_vectors.npy` and the semantic IDs; `spaces` maps the name of a vector space to its file [N, D].
+    Row i of each is item_index i.
     Empty addresses in `stores` mean the embedded servers of `home`, which are started and left running.
     Raises UGTError if a table, a file or a store is missing.
     """
@@ -73,6 +75,7 @@ def materialize(
         items = [Item(**{k: v for k, v in row.items() if k in Item.model_fields}) for row in _filled(items_table.to_pylist())]
         users = {row["user_id"]: User(**row) for row in read_table(Path(etl_dir) / "users", USERS).to_pylist()}
         item_ids = [i.item_id for i in items]
+        codes_N3 = _codes(Path(version_dir), item_ids)
         histories = histories_module.load(Path(histories_dir))
         replayed = asyncio.run(_load_redis(resolved, key, histories, users, item_ids, item_facts(Path(etl_dir)), Path(etl_dir) / "events"))
         for space in vectors.spaces():
@@ -80,14 +83,25 @@ def materialize(
             if space not in files and (not space.startswith("dense_") or vectors.count(space) != len(items)):
                 vectors.drop(space)
         for space, path in files.items():
-            vectors.replace(space, item_ids, np.load(path))
-        records.replace_catalogue(items, users.values())
+            vectors.replace(space, item_ids, np.load(path), codes_N3)
+        records.replace_catalogue(items, users.values(), dict(zip(item_ids, codes_N3.tolist(), strict=True)))
         figures = {"items": len(items), "users": len(users), "events": len(histories.items), "replayed": replayed, "spaces": len(files)}
         records.put_version(name, version, key, figures)
         return {**figures, "skipped": 0, "seconds": round(time.monotonic() - start, 3)}
     finally:
         vectors.close()
         records.close()
+
+
+def _codes(version_dir: Path, item_ids: list[str]) -> np.ndarray:
+    """The semantic IDs of a version, int32 [N, 3], row i of item_index i."""
+    path = version_dir / ITEM_TABLE
+    if not path.is_file():
+        raise UGTError(f"no {ITEM_TABLE} in {version_dir}: the version has no semantic IDs. Export it again: ugt export onnx")
+    table = pq.read_table(path, columns=["item_id", "l1", "l2", "l3"])
+    if table["item_id"].to_pylist() != item_ids:
+        raise UGTError(f"{path} names {table.num_rows:,} items, and they are not the {len(item_ids):,} of the tables. Export it again: ugt export onnx")
+    return np.stack([table[level].to_numpy() for level in ("l1", "l2", "l3")], axis=1)
 
 
 def _filled(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

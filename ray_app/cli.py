@@ -18,6 +18,7 @@ from ray_app.cli_governance import add_to as add_governance
 from ray_app.cli_options import ConfigPath, DataDir, ImdbDir, JsonPath, Seed, Source, console, settings_of, writable, write_json
 from ray_app.cli_steps import run_until, step_command
 from ray_app.cli_word2vec import export_projector, train_word2vec, word2vec_app
+from ray_app.report import health_lines
 from ugt.schema import UGTError
 from ugt.settings import Settings
 
@@ -61,7 +62,7 @@ def demo(
 
 step_command(train_app, "autoencoder", "fusion", "Fuse features and text; the bottleneck is the item vector.")
 train_app.command("word2vec")(train_word2vec)
-step_command(train_app, "semantic-ids", "semantic_ids", "Three codes for every item, no two items alike.")
+step_command(train_app, "semantic-ids", "semantic_ids", "Three codes for every item, no two items alike.", health_lines)
 
 
 @train_app.command("ugt")

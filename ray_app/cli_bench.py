@@ -200,3 +200,22 @@ def bench_word2vec(
     for kind, of in report["quality"].items():
         console.print(f" same {kind:<9} " + "   ".join(f"{name} {of[name]['rate']}" for name in bench.CONTENDERS), highlight=False, soft_wrap=True)
     write_json(json_path, report)
+
+
+@bench_app.command("semantic-ids")
+def bench_semantic_ids(
+    items: Annotated[int, typer.Option(help="Items of the generated catalogue.", min=2000)] = 1_000_000,
+    width: Annotated[int, typer.Option(help="Columns of an item vector.", min=4)] = 256,
+    threads: Annotated[int, typer.Option(help="Threads of either side.", min=1)] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of vectors and fit.")] = 0,
+    json_path: JsonPath = None,
+) -> None:
+    """Semantic IDs of a large catalogue beside faiss' residual quantiser: error, neighbours, time, memory; and new items, one at a time."""
+    from ray_app.bench import semantic_ids as bench
+
+    writable(json_path, "--json")
+    report = bench.run(items, width, seed, threads, lambda text: console.print(f" {text}", highlight=False, soft_wrap=True))
+    console.print(f" error {report['error_ratio']}x faiss', {report['collisions']} collisions", highlight=False, soft_wrap=True)
+    write_json(json_path, report)
+    if report["collisions"]:
+        raise UGTError(f"{report['collisions']} items share a semantic ID with another.")

@@ -123,6 +123,22 @@ def _summary(figures: Mapping[str, Any]) -> None:
     console.print(" " + " · ".join(f"{key} {value}" for key, value in figures.items()), highlight=False, soft_wrap=True)
 
 
+@data_app.command("prefix")
+def data_prefix(
+    l1: Annotated[int, typer.Argument(help="First code.", min=0)],
+    l2: Annotated[int | None, typer.Argument(help="Second code.", min=0)] = None,
+    like: Annotated[str | None, typer.Option(help="Nearest first to this item, by vector.")] = None,
+    space: Annotated[str, typer.Option(help="Vector space of --like.")] = "fused",
+    limit: Annotated[int, typer.Option(help="How many items.", min=1)] = 20,
+    config: ConfigPath = None,
+) -> None:
+    """Items of the online stores under a part of a semantic ID: in order of their IDs (SQL), or of likeness to an item (Milvus)."""
+    from ray_app import serving
+
+    for item_id, what in serving.under_prefix(settings_of(config), (l1,) if l2 is None else (l1, l2), like, space, limit):
+        console.print(f" {item_id}  {what}", highlight=False, markup=False, soft_wrap=True)
+
+
 @data_app.command("download")
 def data_download(
     name: Annotated[str, typer.Argument(help="imdb, movielens-latest-small, movielens-1m, movielens-25m or movielens-32m.")],

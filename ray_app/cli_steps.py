@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -28,11 +30,13 @@ def run_until(step: str, settings: Settings, json_path: Path | None = None, also
     return artifacts
 
 
-def step_command(group: typer.Typer, name: str, step: str, text: str) -> None:
-    """One command per step of the main job; what it needs is run first, or kept if it is there."""
+def step_command(group: typer.Typer, name: str, step: str, text: str, lines: Callable[[Mapping[str, Any]], list[str]] = lambda figures: []) -> None:
+    """One command per step of the main job; what it needs is run first, or kept if it is there. `lines` says more of the step's figures at the end."""
 
     @group.command(name, help=text)
     def command(
         config: ConfigPath = None, source: Source = None, data_dir: DataDir = None, imdb_dir: ImdbDir = None, seed: Seed = None, json_path: JsonPath = None
     ) -> None:
-        run_until(step, settings_of(config, source, data_dir, imdb_dir, seed), json_path)
+        made = run_until(step, settings_of(config, source, data_dir, imdb_dir, seed), json_path)
+        for line in lines(made[step].manifest.figures):
+            console.print(f" {line}", highlight=False, soft_wrap=True)

@@ -70,6 +70,8 @@ def connected(config: RayConfig) -> Iterator[str]:
     else:
         _check_memory(config)
         os.environ.setdefault("RAY_num_workers_soft_limit", str(WORKERS_KEPT_WARM))
+        # Ray ends those beyond it after a second; one that Ray Data asks for again right away costs two seconds of a core
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "15000")
         # raylet takes twice the cores; four workers that start at once are what a step asks for, and many small actors that wait are no fault
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
         # a task has one core; polars would take all of them in each. A driver's own polars work is small

@@ -137,3 +137,20 @@ def _cpuinfo() -> list[str]:
         return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return []
+
+
+def health_lines(health: Mapping[str, Any]) -> list[str]:
+    """The health report of semantic IDs, for a person."""
+    levels = [
+        f"L{n} {health[f'l{n}']:,} (perplexity {health[f'l{n}_perplexity']:,.0f}, {health[f'l{n}_used']:,} used, {health[f'l{n}_dead']:,} dead)"
+        for n in (1, 2, 3)
+    ]
+    groups = f"{health['groups_used']:,} of {health['groups']:,} used · {health['group_mean']} items in the mean, {health['group_max']} at most"
+    overflow = f"overflow {health['overflow']:.1%} (L1 {health['overflow_l1']:.1%}, L2 {health['overflow_l2']:.1%})"
+    return [
+        f"items         {health['items']:,} x {health['width']} ({health['method']}) · variance explained by L1 {health['explained_l1']:.0%}, "
+        f"L1 and L2 {health['explained_l2']:.0%}",
+        f"codes         {' · '.join(levels)}",
+        f"groups        {groups} · {health['groups_full']:,} full",
+        f"collisions    {health['collisions']} · {overflow}",
+    ]

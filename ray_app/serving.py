@@ -20,6 +20,8 @@ from ugt.schema import UGTError
 from ugt.settings import Settings
 from ugt.stores import embedded
 from ugt.stores.features import OnlineFeatures
+from ugt.stores.records import Records
+from ugt.stores.vectors import VectorStore
 
 # a vector space of /similar, by the step and the file that hold its vectors
 SPACES = {"fused": ("fusion", "fused.npy"), "word2vec": ("word2vec", "word2vec.npy")}
@@ -75,6 +77,26 @@ def load_stores(settings: Settings, version: Version) -> dict[str, Any]:
         version_dir=version.folder,
         spaces=spaces,
     )
+
+
+def under_prefix(settings: Settings, prefix: tuple[int, ...], like: str | None, space: str, limit: int) -> list[tuple[str, str]]:
+    """Items of the stores under (L1) or (L1, L2): with their semantic ID, in its order; or with their score, the most like an item of a space first.
+
+    Raises UGTError if there is no such space or item in it.
+    """
+    resolved = embedded.resolve(settings.stores, settings.home)
+    if like is not None:
+        vectors = VectorStore(resolved.milvus_uri)
+        try:
+            return [(item_id, f"{score:.4f}") for item_id, score in vectors.search(space, like, limit, prefix)]
+        finally:
+            vectors.close()
+    records = Records(resolved.sql_url)
+    try:
+        l1, l2 = prefix[0], prefix[1] if len(prefix) > 1 else None
+        return [(item_id, " ".join(str(code) for code in codes)) for item_id, codes in records.items_by_prefix(l1, l2, limit)]
+    finally:
+        records.close()
 
 
 def shown_before(settings: Settings, version: Version) -> dict[str, set[str]]:

@@ -1,18 +1,27 @@
-"""Semantic IDs of a catalogue: join the vectors, fit the codebooks, name every item."""
+"""Semantic IDs of a catalogue: join the vectors, fit the codebooks, name every item.
+
+Choices: with `semantic_ids.workers` above one the fit is a Ray Train run, RQ-VAE as DDP, residual k-means as Lloyd steps on shares of the rows. One worker
+fits in the step's own process: a Train run takes some seconds to start, which a small catalogue's whole fit does not.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
+import torch.distributed as dist
 from threadpoolctl import threadpool_limits
 
+from train import trainer
 from ugt.artifacts import ITEMS, read_table, write_text
 from ugt.fusion import VectorSpace, principal_axes
 from ugt.insertion import ESTIMATED
+from ugt.kmeans import ALONE, Group
 from ugt.new_vectors import COLLABORATIVE, NewVectors
 from ugt.quantizer import Codebooks, fit_residual_kmeans, localise, quantise
 from ugt.schema import UGTError
@@ -43,7 +52,8 @@ def run(etl_dir: Path, fusion_dir: Path | None, word2vec_dir: Path, config: Sema
     # sums of BLAS depend on how many threads share them
     with threadpool_limits(config.threads):
         x_ND = space.join(list(blocks.values()))
-        codebooks = localise(x_ND, _fit(x_ND, k1, k2, config), k3, config.balance, config.local_steps)
+        alone = config.workers == 1
+        codebooks = fit(x_ND, (k1, k2, k3), config) if alone else fit_distributed(x_ND, (k1, k2, k3), config, out_dir / "fit")
         key_N = None
         if config.third == "popularity":
             # votes decide where nothing was seen: a catalogue without events still has an order
@@ -65,9 +75,67 @@ def run(etl_dir: Path, fusion_dir: Path | None, word2vec_dir: Path, config: Sema
     return health
 
 
-def _fit(x_ND: np.ndarray, k1: int, k2: int, config: SemanticIdConfig) -> Codebooks:
+def fit(x_ND: np.ndarray, sizes: tuple[int, int, int], config: SemanticIdConfig, group: Group = ALONE) -> Codebooks:
+    """The codebooks of item vectors, by the method of the config; `sizes` are (K1, K2, K3). The workers of `group` share the work."""
+    k1, k2, k3 = sizes
     if config.method == "rq_vae":
         from ugt.rq_vae import fit_rq_vae
 
-        return fit_rq_vae(x_ND, k1, k2, config.rq_vae_width, config.rq_vae_epochs, config.seed, config.threads)
-    return fit_residual_kmeans(x_ND, k1, k2, config.iterations, config.seed)
+        parallel = group.parallel if isinstance(group, TorchGroup) else _alone
+        codebooks = fit_rq_vae(x_ND, k1, k2, config.rq_vae_width, config.rq_vae_epochs, config.seed, config.threads, group, parallel)
+    else:
+        codebooks = fit_residual_kmeans(x_ND, k1, k2, config.iterations, config.seed, config.balance, group)
+    return localise(x_ND, codebooks, k3, config.balance, config.local_steps, group)
+
+
+def fit_distributed(x_ND: np.ndarray, sizes: tuple[int, int, int], config: SemanticIdConfig, work_dir: Path) -> Codebooks:
+    """`fit` by `config.workers` workers of a Ray Train run; the same codebooks to rounding. `work_dir` must be seen by all of them, and is emptied.
+
+    One worker would give the codebooks of `fit` to the bit, some seconds later: those that a Train run takes to start.
+    """
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True)
+    np.save(work_dir / "x.npy", x_ND)
+    task = {"work_dir": str(work_dir.absolute()), "sizes": sizes, "config": config.model_dump()}
+    trainer.run(_worker, task, "semantic-ids", work_dir, workers=config.workers, cpus=config.threads)
+    codebooks = Codebooks.load(work_dir / "codebooks.npz")
+    shutil.rmtree(work_dir)
+    return codebooks
+
+
+def _worker(task: dict[str, Any]) -> None:
+    import ray.train
+
+    work_dir, config, group = Path(task["work_dir"]), SemanticIdConfig(**task["config"]), TorchGroup()
+    with threadpool_limits(config.threads):
+        codebooks = fit(np.load(work_dir / "x.npy", mmap_mode="r"), tuple(task["sizes"]), config, group)
+    if group.rank == 0:
+        codebooks.save(work_dir / "aside.npz")
+        (work_dir / "aside.npz").replace(work_dir / "codebooks.npz")
+    ray.train.report({"workers": group.size})
+
+
+def _alone(module: torch.nn.Module) -> torch.nn.Module:
+    return module
+
+
+class TorchGroup:
+    """The workers of a running torch.distributed, over gloo: what they exchange is in main memory."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._gloo = dist.new_group(backend="gloo")
+
+    def sum(self, x: np.ndarray) -> np.ndarray:
+        total = torch.from_numpy(np.array(x))
+        dist.all_reduce(total, group=self._gloo)
+        return total.numpy()
+
+    def gather(self, x: np.ndarray) -> np.ndarray:
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, x, group=self._gloo)
+        return np.concatenate(parts)
+
+    def parallel(self, module: torch.nn.Module) -> torch.nn.Module:
+        """The module with its gradients averaged over the workers."""
+        return torch.nn.parallel.DistributedDataParallel(module, process_group=self._gloo)

@@ -1,9 +1,9 @@
 """Residual quantisation: item vectors to (L1, L2) codes with a capacity per code, and a collision-free third code.
 
-Choices: k-means++ start on a sample, Lloyd steps in blocks of rows (1M x 256 float32 then fits in about 1 GB); an (L1, L2) group never outgrows
-K3. The second codebook starts as one for all, as in residual quantisation, and then adapts to each L1 code in a few balanced steps: a
-shared one leaves half of the groups empty and a quarter of the items in their second choice (sample catalogue: overflow 26% -> 1%, groups
-used 526 -> 966 of 1,024, variance explained .71 -> .85). `ugt.rq_vae` is the learned alternative for the codebooks and the space they lie in.
+Choices: k-means (`ugt.kmeans`) on a sample where the catalogue is large, then every row in blocks, so that a million items of width 256 take their own
+1 GB and not much more; an (L1, L2) group never outgrows K3. The second codebook starts as one for all, as in residual quantisation, and then adapts to each
+L1 code in a few balanced steps: a shared one leaves half of the groups empty and a quarter of the items in their second choice (sample catalogue: overflow
+26% -> 1%, groups used 526 -> 966 of 1,024, variance explained .71 -> .85). `ugt.rq_vae` is the learned alternative for the codebooks and the space they lie in.
 
 Shapes: N items, D width, K codes of a level, B rows of a block.
 Source: residual quantisation for semantic IDs, TIGER (Rajput et al., 2023), section 3.1; residual k-means as in OneRec (Deng et al., 2025).
@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from ugt.fusion import silu
+from ugt.kmeans import ALONE, Group, blocks, distances, kmeans, move, nearest, sampled, share
 from ugt.schema import UGTError
 
-BLOCK = 65_536  # rows of a distance block: 64k x 512 codes x 4 bytes = 128 MB at most
-SAMPLE_PER_CODE = 64  # rows per code for the k-means++ start
+CANDIDATES = 32  # centres kept of a contested row; it looks again when all but one of them are full
+# of a large catalogue's first codebook. 150,000 x 64, three of them: items in their second choice 7.8% -> 2.1%, L1 shared with neighbours 73.0% -> 74.3%
+BALANCED = 8
 
 
 @dataclass(frozen=True)
@@ -56,86 +58,79 @@ class Codebooks:
             return cls(f["l1"], f["l2"], tuple((f[f"weight_{i}"], f[f"bias_{i}"]) for i in range(sum(n.startswith("weight_") for n in f.files))))
 
 
-def distances(x_BD: np.ndarray, centres_KD: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances, float32 [B, K], up to the row's own norm (enough to compare centres of one row)."""
-    return (centres_KD**2).sum(1) - 2 * (x_BD @ centres_KD.T)
-
-
-def nearest(x_ND: np.ndarray, centres_KD: np.ndarray) -> np.ndarray:
-    """Nearest centre of each row, int64 [N]; ties go to the lower code."""
-    return np.concatenate([np.argmin(distances(x_ND[i : i + BLOCK], centres_KD), axis=1) for i in range(0, len(x_ND), BLOCK)] or [np.empty(0, np.int64)])
-
-
-def kmeans(x_ND: np.ndarray, k: int, iterations: int, rng: np.random.Generator) -> np.ndarray:
-    """Centres by Lloyd's algorithm from a k-means++ start, float32 [k, D]. O(iterations N k D).
-
-    A centre without rows is moved to the row farthest from its own centre. With fewer distinct rows than k the surplus centres repeat.
-    Source: Arthur and Vassilvitskii (2007), k-means++.
-    """
-    x_ND = np.ascontiguousarray(x_ND, np.float32)
-    centres_KD = _plus_plus(x_ND, k, rng)
-    previous = None
-    for _ in range(iterations):
-        code_N = nearest(x_ND, centres_KD)
-        if previous is not None and (code_N == previous).all():
-            break
-        previous = code_N
-        _move(x_ND, code_N, centres_KD)
-    return centres_KD
-
-
-def _plus_plus(x_ND: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    limit = min(len(x_ND), k * SAMPLE_PER_CODE)
-    sample = x_ND[np.sort(rng.choice(len(x_ND), limit, replace=False))]
-    centres = np.empty((k, x_ND.shape[1]), np.float32)
-    centres[0] = sample[rng.integers(limit)]
-    closest = ((sample - centres[0]) ** 2).sum(1, dtype=np.float64)
-    for i in range(1, k):
-        total = closest.sum()
-        pick = int(np.searchsorted(np.cumsum(closest), rng.random() * total)) if total > 0 else int(rng.integers(limit))
-        centres[i] = sample[min(pick, limit - 1)]
-        closest = np.minimum(closest, ((sample - centres[i]) ** 2).sum(1, dtype=np.float64))
-    return centres
-
-
-def assign_codes(x_ND: np.ndarray, centres_KD: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+def assign_codes(x_ND: np.ndarray, centres_KD: np.ndarray, capacity: int, group: Group = ALONE) -> tuple[np.ndarray, np.ndarray]:
     """Nearest centre of each row, at most `capacity` rows per centre.
 
     Returns (codes_N int32, overflow_N bool); a row whose nearest centre is full takes its next-best one and is marked.
     A contested centre keeps the rows that would lose most by leaving (largest gap to their next choice), then those of lower index.
-    Raises UGTError if K * capacity < N. O(N K D) time; full distances only for contested rows.
+    Raises UGTError if K * capacity < N. O(N K D) time, split among the workers of `group`; of a contested row only the nearest centres are kept.
     Source: constrained assignment as in balanced k-means (Malinen and Franti, 2014), greedy by regret.
     """
     k = len(centres_KD)
     if k * capacity < len(x_ND):
         raise UGTError(f"semantic_ids: {len(x_ND):,} items don't fit {k} codes of {capacity}. Raise semantic_ids.l2, l3 or balance.")
-    first_N = nearest(x_ND, centres_KD)
+    first_N = group.gather(nearest(x_ND[share(len(x_ND), group)], centres_KD))
     code_N = first_N.copy()
     room_K = capacity - np.bincount(first_N, minlength=k)
     contested_K = room_K < 0
-    open_N = np.flatnonzero(contested_K[first_N])  # everybody else is settled
+    open_O = np.flatnonzero(contested_K[first_N])  # everybody else is settled
     room_K[contested_K] = capacity
-    distance_OK = distances(x_ND[open_N], centres_KD).astype(np.float64)
-    while len(open_N):
-        allowed_OK = np.where(room_K > 0, distance_OK, np.inf)
-        choice_O = np.argmin(allowed_OK, axis=1)
-        best_O = allowed_OK[np.arange(len(open_N)), choice_O]
-        allowed_OK[np.arange(len(open_N)), choice_O] = np.inf
-        regret_O = allowed_OK.min(axis=1) - best_O
-        order = np.lexsort((open_N, -regret_O, choice_O))
+    mine = open_O[share(len(open_O), group)]
+    near_OC, distance_OC = (group.gather(part) for part in _candidates(x_ND[mine], centres_KD, np.ones(k, bool)))
+    while len(open_O):
+        with_room = room_K > 0
+        thin_O = with_room[near_OC].sum(1) < min(2, with_room.sum())
+        if thin_O.any():  # the nearest ones are full: look again among those that are not
+            near_OC[thin_O], distance_OC[thin_O] = _candidates(x_ND[open_O[thin_O]], centres_KD, with_room)
+        allowed_OC = np.where(with_room[near_OC], distance_OC, np.inf)
+        place_O = np.argmin(allowed_OC, axis=1)
+        row_O = np.arange(len(open_O))
+        choice_O, best_O = near_OC[row_O, place_O], allowed_OC[row_O, place_O]
+        allowed_OC[row_O, place_O] = np.inf
+        regret_O = allowed_OC.min(axis=1) - best_O
+        order = np.lexsort((open_O, -regret_O, choice_O))
         taken = order[_rank(choice_O[order]) < room_K[choice_O[order]]]
-        code_N[open_N[taken]] = choice_O[taken]
+        code_N[open_O[taken]] = choice_O[taken]
         room_K -= np.bincount(choice_O[taken], minlength=k)
-        rest = np.setdiff1d(np.arange(len(open_N)), taken, assume_unique=True)
-        open_N, distance_OK = open_N[rest], distance_OK[rest]
+        rest = np.setdiff1d(row_O, taken, assume_unique=True)
+        open_O, near_OC, distance_OC = open_O[rest], near_OC[rest], distance_OC[rest]
     return code_N.astype(np.int32), code_N != first_N
 
 
-def fit_residual_kmeans(x_ND: np.ndarray, k1: int, k2: int, iterations: int, seed: int) -> Codebooks:
-    """Two codebooks, the second over what the first leaves, the same for all L1 codes. Deterministic under `seed` with one BLAS thread."""
+def _candidates(x_ND: np.ndarray, centres_KD: np.ndarray, allowed_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest allowed centres of each row, nearest first, ties to the lower code: codes int64 and distances float64 [N, min(K, CANDIDATES)].
+
+    Where fewer are allowed the rest is at infinite distance.
+    """
+    k, count = len(centres_KD), min(len(centres_KD), CANDIDATES)
+    codes, nears = [np.empty((0, count), np.int64)], [np.empty((0, count))]
+    for block in blocks(len(x_ND), k):
+        distance_BK = np.where(allowed_K, distances(x_ND[block], centres_KD), np.float32(np.inf))
+        code_BC = np.argpartition(distance_BK, count - 1, axis=1)[:, :count] if count < k else np.broadcast_to(np.arange(k), distance_BK.shape)
+        code_BC = np.sort(code_BC, axis=1)
+        near_BC = np.take_along_axis(distance_BK, code_BC, 1)
+        order_BC = np.argsort(near_BC, axis=1, kind="stable")
+        codes.append(np.take_along_axis(code_BC, order_BC, 1))
+        nears.append(np.take_along_axis(near_BC, order_BC, 1).astype(np.float64))
+    return np.concatenate(codes), np.concatenate(nears)
+
+
+def fit_residual_kmeans(x_ND: np.ndarray, k1: int, k2: int, iterations: int, seed: int, balance: float = np.inf, group: Group = ALONE) -> Codebooks:
+    """Two codebooks, the second over what the first leaves, the same for all L1 codes. Deterministic under `seed` with one BLAS thread.
+
+    A large catalogue's first codebook takes `BALANCED` more steps in which a code holds at most `balance` times the mean. The workers of `group` share the
+    work; each gets the same codebooks, those of one worker to rounding.
+    """
     rng = np.random.default_rng(seed)
-    l1_KD = kmeans(x_ND, k1, iterations, rng)
-    return Codebooks(l1_KD, shared(kmeans(x_ND - l1_KD[nearest(x_ND, l1_KD)], k2, iterations, rng), k1))
+    x_MD = sampled(x_ND, k1, rng)
+    l1_KD = kmeans(x_MD, k1, iterations, rng, group)
+    if len(x_MD) < len(x_ND):
+        mine = share(len(x_MD), group)
+        for _ in range(BALANCED if np.isfinite(balance) else 0):
+            code_M, _ = assign_codes(x_MD, l1_KD, int(np.ceil(balance * len(x_MD) / k1)), group)
+            move(x_MD[mine], code_M[mine], l1_KD, group)
+    x_MD = sampled(x_ND, k2, rng)
+    return Codebooks(l1_KD, shared(kmeans(x_MD - l1_KD[nearest(x_MD, l1_KD)], k2, iterations, rng, group), k1))
 
 
 def shared(l2_KD: np.ndarray, k1: int) -> np.ndarray:
@@ -143,21 +138,24 @@ def shared(l2_KD: np.ndarray, k1: int) -> np.ndarray:
     return np.repeat(l2_KD[None], k1, axis=0)
 
 
-def localise(x_ND: np.ndarray, codebooks: Codebooks, k3: int, balance: float, steps: int) -> Codebooks:
+def localise(x_ND: np.ndarray, codebooks: Codebooks, k3: int, balance: float, steps: int, group: Group = ALONE) -> Codebooks:
     """The codebooks with the second level adapted to each L1 code by `steps` balanced Lloyd steps from where it is.
 
     So an L2 code keeps about the same meaning under every L1 code, but follows the items that are there; a centre without items moves to the item
-    farthest from its own. O(steps N K2 D).
+    farthest from its own. O(steps N K2 D); a worker of `group` adapts every `size`-th codebook.
     """
     z_ND = codebooks.encode(x_ND)
-    l1_N, _ = assign_codes(z_ND, codebooks.l1_KD, _capacity(len(z_ND), codebooks, k3, balance))
+    l1_N, _ = assign_codes(z_ND, codebooks.l1_KD, _capacity(len(z_ND), codebooks, k3, balance), group)
     l2_KKD = codebooks.l2_KKD.copy()
-    for l1 in range(len(l2_KKD)):
-        r_MD = z_ND[l1_N == l1] - codebooks.l1_KD[l1]
+    for l1, rows in enumerate(_members(l1_N, len(l2_KKD))):
+        if l1 % group.size != group.rank:
+            l2_KKD[l1] = 0  # another worker's: added below
+            continue
+        r_MD = z_ND[rows] - codebooks.l1_KD[l1]
         for _ in range(steps if len(r_MD) else 0):
             code_M, _ = assign_codes(r_MD, l2_KKD[l1], k3)
-            _move(r_MD, code_M, l2_KKD[l1])
-    return Codebooks(codebooks.l1_KD, l2_KKD, codebooks.layers)
+            move(r_MD, code_M, l2_KKD[l1])
+    return Codebooks(codebooks.l1_KD, group.sum(l2_KKD), codebooks.layers)
 
 
 def quantise(x_ND: np.ndarray, codebooks: Codebooks, k3: int, balance: float, key_N: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, float]]:
@@ -168,27 +166,37 @@ def quantise(x_ND: np.ndarray, codebooks: Codebooks, k3: int, balance: float, ke
     """
     z_ND = codebooks.encode(x_ND)
     l1_N, over1_N = assign_codes(z_ND, codebooks.l1_KD, _capacity(len(z_ND), codebooks, k3, balance))
-    residual_ND = z_ND - codebooks.l1_KD[l1_N]
     l2_N, over2_N = np.zeros(len(z_ND), np.int32), np.zeros(len(z_ND), bool)
-    for l1 in np.unique(l1_N):
-        rows = np.flatnonzero(l1_N == l1)
-        l2_N[rows], over2_N[rows] = assign_codes(residual_ND[rows], codebooks.l2_KKD[l1], k3)
-    left_ND = residual_ND - codebooks.l2_KKD[l1_N, l2_N]
-    if key_N is None:
+    left_ND = np.empty_like(z_ND) if key_N is None else None
+    mean_D = z_ND.mean(0, dtype=np.float64)
+    squares = np.zeros(3)  # sums of squares: about the mean, after L1, after L2
+    for l1, rows in enumerate(_members(l1_N, len(codebooks.l1_KD))):
+        residual_MD = z_ND[rows] - codebooks.l1_KD[l1]
+        l2_N[rows], over2_N[rows] = assign_codes(residual_MD, codebooks.l2_KKD[l1], k3)
+        left_MD = residual_MD - codebooks.l2_KKD[l1, l2_N[rows]]
+        squares += [float((part**2).sum(dtype=np.float64)) for part in (z_ND[rows] - mean_D, residual_MD, left_MD)]
+        if left_ND is not None:
+            left_ND[rows] = left_MD
+    if left_ND is not None:
         key_N = left_ND @ _first_direction(left_ND)
     group_N = l1_N.astype(np.int64) * codebooks.l2_KKD.shape[1] + l2_N
     order = np.lexsort((np.arange(len(z_ND)), -np.asarray(key_N, np.float64), group_N))
     l3_N = np.empty(len(z_ND), np.int32)
     l3_N[order] = _rank(group_N[order])
-    total = float(((z_ND - z_ND.mean(0)) ** 2).sum(dtype=np.float64)) or 1.0
+    total = float(squares[0]) or 1.0
     figures = {
         "overflow_l1": round(float(over1_N.mean()), 4),
         "overflow_l2": round(float(over2_N.mean()), 4),
         "overflow": round(float((over1_N | over2_N).mean()), 4),
-        "explained_l1": round(1 - float((residual_ND**2).sum(dtype=np.float64)) / total, 4),
-        "explained_l2": round(1 - float((left_ND**2).sum(dtype=np.float64)) / total, 4),
+        "explained_l1": round(1 - float(squares[1]) / total, 4),
+        "explained_l2": round(1 - float(squares[2]) / total, 4),
     }
     return np.stack([l1_N, l2_N, l3_N], axis=1), figures
+
+
+def _members(code_N: np.ndarray, k: int) -> list[np.ndarray]:
+    """The rows of each code, in order."""
+    return np.split(np.argsort(code_N, kind="stable"), np.cumsum(np.bincount(code_N, minlength=k))[:-1])
 
 
 def _capacity(items: int, codebooks: Codebooks, k3: int, balance: float) -> int:
@@ -200,19 +208,6 @@ def _rank(sorted_N: np.ndarray) -> np.ndarray:
     first_N = np.r_[True, sorted_N[1:] != sorted_N[:-1]]
     place_N = np.arange(len(sorted_N))
     return place_N - np.maximum.accumulate(np.where(first_N, place_N, 0)) if len(sorted_N) else place_N
-
-
-def _move(x_ND: np.ndarray, code_N: np.ndarray, centres_KD: np.ndarray) -> None:
-    """One Lloyd step in place: centres to the mean of their rows; those without any to the rows farthest from their own centre."""
-    count_K = np.bincount(code_N, minlength=len(centres_KD))
-    order = np.argsort(code_N, kind="stable")
-    live = np.flatnonzero(count_K)
-    starts = np.concatenate([[0], np.cumsum(count_K[live])[:-1]])
-    # float64 sums: their rounding then hardly depends on how many rows a code has
-    centres_KD[live] = (np.add.reduceat(x_ND[order], starts, axis=0, dtype=np.float64) / count_K[live, None]).astype(np.float32)
-    dead = np.flatnonzero(count_K == 0)
-    far = np.argsort(-((x_ND - centres_KD[code_N]) ** 2).sum(1), kind="stable")[: len(dead)]
-    centres_KD[dead[: len(far)]] = x_ND[far]
 
 
 def _first_direction(x_ND: np.ndarray) -> np.ndarray:

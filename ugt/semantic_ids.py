@@ -55,7 +55,8 @@ class SemanticIdConfig(Config):
     rq_vae_epochs: int = Field(default=60, ge=1)
     rq_vae_width: int = Field(default=32, ge=2)
     estimate: bool = False  # also write the vector each item would have as a new one, for model.cold_share; O(N^2)
-    threads: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1)  # that share the fit of the codebooks; 1: in the step's own process
+    threads: int = Field(default=1, ge=1)  # of a worker
     seed: int = 0
 
     def blocks(self, text: bool) -> tuple[str, ...]:
@@ -238,26 +239,12 @@ class SemanticIds:
     def insert(self, item_ids: Sequence[str], vectors_MD: np.ndarray, codebooks: Codebooks) -> SemanticIds:
         """A table that also holds M new items, in the order given, each with item_index len(self) + i.
 
-        The codebooks stay frozen and nobody moves: an item goes to the nearest (L1, L2) group that has items and a free slot, and takes the next
-        free L3. A live group is wanted because the decoder never learnt to write an empty one. Near full, any group with a free slot will do.
-        `self` is not changed. Raises UGTError for an id that is already there and when no slot is left. O(S) plus O(K D) per item.
+        `self` is not changed. Raises UGTError for an id that is already there and when no slot is left. O(N) once, plus what `Insertion.assign` takes an item.
         """
-        vectors = np.asarray(vectors_MD, np.float32).reshape(len(item_ids), -1)
-        if len(set(item_ids)) != len(item_ids) or any(i in self.index for i in item_ids):
-            raise UGTError("semantic IDs: an item to insert is already there or given twice.")
-        count_G, slot_item_S, reserve_G = self.trie.group_count_G.copy(), self.trie.slot_item_S.copy(), self.trie.reserve_G
-        codes, slots = [], []
-        for i, vector_D in enumerate(vectors):
-            group = _nearest_group(vector_D, codebooks, self.trie, count_G, reserve_G)
-            l3 = int(count_G[group])
-            slot = int(self.trie.group_start_G[group]) + l3
-            slot_item_S[slot] = len(self) + i
-            count_G[group] += 1
-            codes.append((group // self.trie.k2, group % self.trie.k2, l3))
-            slots.append(slot)
-        item_slot = np.append(self.trie.item_slot_N, np.array(slots, np.int64))
-        trie = Trie(self.trie.k1, self.trie.k2, self.trie.k3, self.trie.group_start_G, count_G, slot_item_S, item_slot)
-        return SemanticIds(np.concatenate([self.codes_N3, np.array(codes, np.int32).reshape(-1, 3)]), [*self.item_ids, *item_ids], trie, self.spare)
+        insertion = Insertion(self, codebooks)
+        for item_id, vector_D in zip(item_ids, np.asarray(vectors_MD, np.float32).reshape(len(item_ids), -1), strict=True):
+            insertion.assign(item_id, vector_D)
+        return insertion.grown()
 
     def health(self) -> dict[str, Any]:
         """How well the codes are used. Perplexity is exp(entropy) of a level's codes: the number of equally used codes that would be as spread."""
@@ -275,23 +262,59 @@ class SemanticIds:
             "groups_used": len(live),
             "group_mean": round(float(live.mean()), 2) if len(live) else 0.0,
             "group_max": int(live.max()) if len(live) else 0,
+            "groups_full": int((t.group_count_G == t.reserve_G).sum()),  # take no new item
             "slots": t.slots,
             "collisions": len(self) - triples,
         }
 
 
-def _nearest_group(vector_D: np.ndarray, codebooks: Codebooks, trie: Trie, count_G: np.ndarray, reserve_G: np.ndarray, width: int = 8) -> int:
-    """The nearest group with a free slot: live ones first, among the `width` nearest L1 codes before all others."""
-    z_D = codebooks.encode(vector_D[None])[0]
-    order_K1 = np.argsort(((codebooks.l1_KD - z_D) ** 2).sum(1), kind="stable")
-    for need in (0, -1):  # first groups that have items, then any
-        for l1s in (order_K1[:width], order_K1[width:]):
-            if not len(l1s):
-                continue
-            groups_CK = l1s[:, None] * trie.k2 + np.arange(trie.k2)
-            residual_CD = z_D - codebooks.l1_KD[l1s]
-            distance_CK = ((residual_CD[:, None, :] - codebooks.l2_KKD[l1s]) ** 2).sum(-1)
-            free_CK = (count_G[groups_CK] > need) & (count_G[groups_CK] < reserve_G[groups_CK])
-            if free_CK.any():
-                return int(groups_CK.ravel()[np.argmin(np.where(free_CK, distance_CK, np.inf))])
-    raise UGTError("semantic IDs: no free slot for a new item. Run `ugt train semantic-ids` again, with a larger semantic_ids.spare.")
+class Insertion:
+    """New items into a table one at a time: each has its triple at once, in a time that does not depend on N; the table that holds them is made when asked for.
+
+    The codebooks stay frozen and nobody moves: an item goes to the nearest (L1, L2) group that has items and a free slot, and takes the next free L3. A live
+    group is wanted because the decoder never learnt to write an empty one. Near full, any group with a free slot will do.
+    """
+
+    def __init__(self, ids: SemanticIds, codebooks: Codebooks):
+        self._ids, self._codebooks = ids, codebooks
+        self._count_G, self._reserve_G = ids.trie.group_count_G.copy(), ids.trie.reserve_G
+        self._norm_K = (codebooks.l1_KD**2).sum(1)
+        self._new: dict[str, tuple[int, int, int]] = {}
+
+    def assign(self, item_id: str, vector_D: np.ndarray) -> tuple[int, int, int]:
+        """The triple of a new item; its item_index is the number of items before it. O(K1 D + K2 D).
+
+        Raises UGTError for an id that is already there, and when no slot is left.
+        """
+        if item_id in self._new or item_id in self._ids.index:
+            raise UGTError(f"semantic IDs: the item to insert, {item_id!r}, is already there or given twice.")
+        z_D = self._codebooks.encode(np.asarray(vector_D, np.float32)[None])[0]
+        group = self._nearest_group(z_D)
+        l3 = int(self._count_G[group])
+        self._count_G[group] += 1
+        self._new[item_id] = (group // self._ids.trie.k2, group % self._ids.trie.k2, l3)
+        return self._new[item_id]
+
+    def grown(self) -> SemanticIds:
+        """The table with the items assigned so far, in their order. O(N)."""
+        old = self._ids.trie
+        codes_M3 = np.array(list(self._new.values()), np.int32).reshape(-1, 3)
+        slot_M = old.group_start_G[codes_M3[:, 0].astype(np.int64) * old.k2 + codes_M3[:, 1]] + codes_M3[:, 2]
+        slot_item_S = old.slot_item_S.copy()
+        slot_item_S[slot_M] = len(self._ids) + np.arange(len(slot_M))
+        trie = Trie(old.k1, old.k2, old.k3, old.group_start_G, self._count_G.copy(), slot_item_S, np.append(old.item_slot_N, slot_M))
+        return SemanticIds(np.concatenate([self._ids.codes_N3, codes_M3]), [*self._ids.item_ids, *self._new], trie, self._ids.spare)
+
+    def _nearest_group(self, z_D: np.ndarray, width: int = 8) -> int:
+        """The nearest group with a free slot: live ones first, among the `width` nearest L1 codes before those farther away."""
+        k2, books = self._ids.trie.k2, self._codebooks
+        order_K1 = np.argsort(self._norm_K - 2 * (books.l1_KD @ z_D), kind="stable")
+        for need in (0, -1):  # first groups that have items, then any
+            for start in range(0, len(order_K1), width):
+                l1_C = order_K1[start : start + width]
+                group_CK = l1_C[:, None] * k2 + np.arange(k2)
+                free_CK = (self._count_G[group_CK] > need) & (self._count_G[group_CK] < self._reserve_G[group_CK])
+                if free_CK.any():
+                    distance_CK = ((z_D - books.l1_KD[l1_C])[:, None, :] - books.l2_KKD[l1_C]) ** 2
+                    return int(group_CK.ravel()[np.argmin(np.where(free_CK, distance_CK.sum(-1), np.inf))])
+        raise UGTError("semantic IDs: no free slot for a new item. Run `ugt train semantic-ids` again, with a larger semantic_ids.spare.")

@@ -5,10 +5,12 @@ import time
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.feature_store import materialize
 from ugt.artifacts import HISTORIES, ITEMS, USERS, write_table
+from ugt.runtime import ITEM_TABLE
 from ugt.schema import ACTION_IDS, Event, UGTError
 from ugt.settings import StoresConfig
 from ugt.stores import embedded
@@ -39,6 +41,8 @@ def folders(tmp_path_factory):
     write_table(pa.Table.from_pylist(rows, HISTORIES), root / "histories/histories")
     (root / "version").mkdir()
     np.save(root / "version/item_vectors.npy", np.eye(3, 4, dtype=np.float32))
+    codes = {"item_id": list("abc"), "l1": [1, 0, 1], "l2": [0, 0, 0], "l3": [1, 0, 0]}
+    pq.write_table(pa.table(codes), root / "version" / ITEM_TABLE)
     np.save(root / "fused.npy", np.ones((3, 2), np.float32))
     yield root
     embedded.stop(root / "home")
@@ -73,6 +77,8 @@ def test_the_stores_hold_the_tables_and_a_second_call_skips(folders):
     assert online(folders, lambda f: f.popular("F/20s", 0, 10)) == [("b", 1.0)]
     resolved = embedded.resolve(StoresConfig(), folders / "home")
     assert Records(resolved.sql_url).catalogue()["c"] == ("movie", "C", ["Drama"])
+    assert Records(resolved.sql_url).items_by_prefix(1) == [("c", (1, 0, 0)), ("a", (1, 0, 1))]
+    assert {i for i, _ in VectorStore(resolved.milvus_uri).search("fused", "a", 3, (1, 0))} == {"a", "c"}
     ids, x = VectorStore(resolved.milvus_uri).read(dense_space("v0001-00000000"))
     assert ids == ["a", "b", "c"]
     assert (x == np.eye(3, 4)).all()

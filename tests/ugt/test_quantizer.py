@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ugt.quantizer import Codebooks, assign_codes, distances, fit_residual_kmeans, kmeans, localise, nearest, quantise
+from ugt.kmeans import distances, kmeans, nearest
+from ugt.quantizer import Codebooks, assign_codes, fit_residual_kmeans, localise, quantise
 from ugt.rq_vae import fit_rq_vae
 from ugt.schema import UGTError
 

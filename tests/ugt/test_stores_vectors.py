@@ -36,6 +36,23 @@ def test_a_space_is_replaced_whole(store):
     assert store.count("word2vec") == 0
 
 
+def test_a_search_under_a_prefix_is_the_search_among_its_items(store):
+    rng = np.random.default_rng(1)
+    x, codes = rng.standard_normal((300, 8)).astype(np.float32), np.stack([rng.integers(0, k, 300) for k in (4, 3, 50)], axis=1)
+    ids = [f"t{i}" for i in range(300)]
+    store.replace("fused", ids, x, codes)
+    for prefix in ((), (2,), (2, 1)):
+        under = np.flatnonzero((codes[:, : len(prefix)] == prefix).all(1))
+        slow = under[np.argsort(-(x[under] @ x[7]))][:5]
+        found = store.search("fused", "t7", 5, prefix)
+        assert [item for item, _ in found] == [ids[i] for i in slow]
+        assert [score for _, score in found] == pytest.approx((x[slow] @ x[7]).tolist(), rel=1e-5)  # float32 sums in another order
+    assert store.search("fused", x[7], 3, (99,)) == []
+    assert store.read("fused")[0] == ids
+    with pytest.raises(UGTError, match="no item 'nobody'"):
+        store.search("fused", "nobody", 5)
+
+
 def test_a_missing_space_says_how_to_load_it(store):
     with pytest.raises(UGTError, match="ugt data materialize"):
         store.read(dense_space("v0009-ffffffff"))

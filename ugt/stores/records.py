@@ -1,10 +1,14 @@
-"""Records in SQL (SQLAlchemy): items, users, and the model versions that were materialised. SQLite file or PostgreSQL, by URL."""
+"""Records in SQL (SQLAlchemy): items, users, and the model versions that were materialised. SQLite file or PostgreSQL, by URL.
+
+An item's row holds its semantic ID in the version materialised last, indexed from the first code on: items under (L1) or (L1, L2) are one range of the index.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,6 +30,10 @@ ITEMS = sa.Table(
     sa.Column("votes", sa.BigInteger),
     sa.Column("description", sa.Text),
     sa.Column("imdb_id", sa.String(16)),
+    sa.Column("l1", sa.Integer),
+    sa.Column("l2", sa.Integer),
+    sa.Column("l3", sa.Integer),
+    sa.Index("items_semantic_id", "l1", "l2", "l3"),
 )
 USERS = sa.Table(
     "users",
@@ -69,6 +77,7 @@ class Records:
             sa.event.listen(self.engine, "connect", _sqlite_pragmas)
         try:
             METADATA.create_all(self.engine)
+            _add_missing(self.engine, ITEMS)
         except sa.exc.OperationalError as error:
             shown = self.engine.url.render_as_string(hide_password=True)
             raise UGTError(f"the SQL database at {shown} does not open: {error.orig}. Start it or correct stores.sql_url.") from error
@@ -81,12 +90,16 @@ class Records:
         with self.engine.connect() as c:
             c.execute(sa.select(1))
 
-    def replace_catalogue(self, items: Iterable[Item], users: Iterable[User]) -> None:
-        """Items and users become exactly these, in one transaction: readers see the old tables or the new ones."""
+    def replace_catalogue(self, items: Iterable[Item], users: Iterable[User], codes: Mapping[str, Sequence[int]] | None = None) -> None:
+        """Items and users become exactly these, in one transaction: readers see the old tables or the new ones.
+
+        `codes` are the semantic IDs by item_id; an item without one is under no prefix.
+        """
+        codes = codes or {}
         with self.engine.begin() as c:
             c.execute(ITEMS.delete())
             c.execute(USERS.delete())
-            for rows in _batches(_item_row(i) for i in items):
+            for rows in _batches(_item_row(i, codes.get(i.item_id)) for i in items):
                 c.execute(ITEMS.insert(), rows)
             for rows in _batches(u.model_dump() for u in users):
                 c.execute(USERS.insert(), rows)
@@ -96,6 +109,15 @@ class Records:
         query = sa.select(ITEMS.c.item_id, ITEMS.c.item_type, ITEMS.c.title, ITEMS.c.genres)
         with self.engine.connect() as c:
             return {row[0]: (row[1], row[2], json.loads(row[3])) for row in c.execution_options(yield_per=5000).execute(query)}
+
+    def items_by_prefix(self, l1: int, l2: int | None = None, limit: int = 1000) -> list[tuple[str, tuple[int, int, int]]]:
+        """(item_id, semantic ID) of the items under (l1) or (l1, l2), in order of their semantic IDs, at most `limit`."""
+        columns = ITEMS.c.l1, ITEMS.c.l2, ITEMS.c.l3
+        query = sa.select(ITEMS.c.item_id, *columns).where(ITEMS.c.l1 == l1).order_by(*columns).limit(limit)
+        if l2 is not None:
+            query = query.where(ITEMS.c.l2 == l2)
+        with self.engine.connect() as c:
+            return [(item_id, (a, b, d)) for item_id, a, b, d in c.execute(query)]
 
     def put_version(self, name: str, version: str, data_key: str, figures: dict[str, Any]) -> None:
         """Say that a version's data is in the stores, replacing what was said of it before."""
@@ -110,8 +132,28 @@ class Records:
         return None if row is None else VersionRecord(**{**row, "figures": json.loads(row["figures"])})
 
 
-def _item_row(item: Item) -> dict[str, Any]:
-    return item.model_dump() | {"genres": json.dumps(item.genres), "countries": json.dumps(item.countries)}
+def _add_missing(engine: sa.Engine, table: sa.Table) -> None:
+    """Columns and indexes that a table of an older release lacks; its rows stay, empty in the new columns."""
+    for column in table.columns:
+        with contextlib.suppress(sa.exc.OperationalError, sa.exc.ProgrammingError):  # another process may add it at the same moment; looked at below
+            if column.name not in _columns(engine, table):
+                with engine.begin() as c:
+                    c.execute(sa.DDL(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {column.type.compile(engine.dialect)}"))
+    missing = sorted({column.name for column in table.columns} - _columns(engine, table))
+    if missing:
+        raise UGTError(f"the SQL table {table.name} has no column {', '.join(missing)}, and this user can't add it. Let stores.sql_url name one who can.")
+    for index in table.indexes:
+        with contextlib.suppress(sa.exc.OperationalError, sa.exc.ProgrammingError):  # made at the same moment, or slower look-ups without it
+            index.create(engine, checkfirst=True)
+
+
+def _columns(engine: sa.Engine, table: sa.Table) -> set[str]:
+    return {column["name"] for column in sa.inspect(engine).get_columns(table.name)}
+
+
+def _item_row(item: Item, codes: Sequence[int] | None) -> dict[str, Any]:
+    l1, l2, l3 = (None, None, None) if codes is None else (int(code) for code in codes)
+    return item.model_dump() | {"genres": json.dumps(item.genres), "countries": json.dumps(item.countries), "l1": l1, "l2": l2, "l3": l3}
 
 
 def _batches(rows: Iterable[dict[str, Any]], size: int = 2000) -> Iterator[list[dict[str, Any]]]:
