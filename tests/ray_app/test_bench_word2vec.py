@@ -11,7 +11,7 @@ from ray_app.bench import word2vec as bench
 
 @pytest.mark.ray
 def test_the_report_says_how_fast_and_how_good_each_contender_is(ray_session: None) -> None:
-    report = bench.run(bench.Word2VecBench(titles=400, users=80, events=2_000, epochs=2, rounds=2))
+    report = bench.run(bench.Word2VecBench(titles=400, users=80, events=2_000, epochs=30, rounds=2))
     assert report["ours_same_bytes_as_gensim"]  # the same parameters, the same seed, the same order of sentences
     first, second = report["rounds"]
     row = next(row for row in report["rows"] if row["name"].startswith("words per core, one Ray worker"))

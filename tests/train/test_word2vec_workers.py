@@ -36,7 +36,8 @@ def test_two_workers_give_the_same_vectors_again_and_know_what_one_knows(
     alone = word2vec.fit(corpus, CONFIG, tmp_path)
     assert set(alone.index_to_key) == set(first.index_to_key)
     (same, other), (same_alone, other_alone) = likeness(first), likeness(alone)
-    assert same - other > 0.8 * (same_alone - other_alone) > 0.16  # four genres that nothing but genre tells apart
+    assert same_alone - other_alone > 0.03  # knows the genres: six standard errors of a mean over 3,300 pairs
+    assert same - other > 0.8 * (same_alone - other_alone)
     assert not list(tmp_path.glob("share-*")) + list(tmp_path.glob("corpus.txt"))
 
 
