@@ -197,14 +197,15 @@ def _here() -> Callable[[], dict[str, Any]]:
 
 @contextmanager
 def _small_blocks() -> Iterator[None]:
-    """Blocks of about a chunk, so that there are many to work on at once; Ray Data's own size would join eight."""
+    """Blocks of about a chunk, so that there are many to work on at once; Ray Data's own size would join eight. And no cores kept for steps that wait:
+    on a machine of two, parsing would have one."""
     context = ray.data.DataContext.get_current()
-    before = context.target_max_block_size
-    context.target_max_block_size = CHUNK
+    before = context.target_max_block_size, context.op_resource_reservation_enabled
+    context.target_max_block_size, context.op_resource_reservation_enabled = CHUNK, False
     try:
         yield
     finally:
-        context.target_max_block_size = before
+        context.target_max_block_size, context.op_resource_reservation_enabled = before
 
 
 def raw_rows(sources: list[SourceFile], parts: int) -> ray.data.Dataset:

@@ -11,7 +11,6 @@ row of the table FATAL: the step that reads it fails with a sentence instead of 
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import gzip
@@ -149,11 +148,6 @@ def parse(source: SourceFile, columns: list[str], chunk: bytes, before: int) -> 
     else:
         table = _parse_fast(source, columns, chunk) if source.dialect == "csv" else None
         good, bad = _apart(source, table if table is not None else _parse_slow(source, columns, chunk))
-    key = pl.col(source.key)
-    lost = good.filter(key.is_null() | (key == ""))
-    if lost.height:
-        good = good.filter(key.is_not_null() & (key != ""))
-        bad = pl.concat([bad, lost.select("row", reason=pl.lit(f"{source.key} is missing"), raw=_rejoined(source))])
     number = (pl.col("row") + before).cast(pl.Int64)
     return good.with_columns(row=number), bad.select(row=number, reason="reason", raw=pl.col("raw").str.slice(0, RAW_LIMIT))
 
@@ -169,11 +163,13 @@ def whole(source: SourceFile) -> tuple[pl.DataFrame, pl.DataFrame]:
 def read(source: SourceFile, parts: int) -> Iterator[pa.Table]:
     """The file's rows as tables of RAW. The header must have been checked (`file_columns`)."""
     columns = file_columns(source)
-    cells = {name: f"c{i}" for i, name in enumerate(source.columns)}
+    cells, key = {name: f"c{i}" for i, name in enumerate(source.columns)}, pl.col(source.key)
     try:
         for before, chunk in chunks(source):
             good, bad = parse(source, columns, chunk, before)
-            yield _finish(source, pl.concat([good.rename(cells), bad], how="diagonal"), parts)
+            lost = good.filter(key.is_null() | (key == "")).select("row", reason=pl.lit(f"{source.key} is missing"), raw=_rejoined(source))
+            good = good.filter(key.is_not_null() & (key != ""))
+            yield _finish(source, pl.concat([good.rename(cells), bad, lost], how="diagonal"), parts)
     except Unreadable as error:
         why = {"part": [0], "table": [FATAL], "row": [error.row], "reason": [str(error)], "raw": [None]}
         yield pa.table(why | {f"c{i}": [None] for i in range(MAX_CELLS)}, schema=RAW)
@@ -202,16 +198,21 @@ def _parse_tsv(source: SourceFile, columns: list[str], chunk: bytes) -> tuple[pl
     if b"\r" in chunk:
         chunk = chunk.replace(b"\r\n", b"\n")
     data = np.frombuffer(chunk, np.uint8)
-    ends = np.flatnonzero(data == 10)
+    low = np.flatnonzero(data < 32)  # tabs, line ends and control characters, in one look at all bytes
+    kind = data[low]
+    last = np.flatnonzero(kind == 10)  # of each line, as a place in `low`
+    ends = low[last]
     if not chunk.endswith(b"\n"):
-        ends = np.append(ends, len(chunk))
+        last, ends = np.append(last, len(low)), np.append(ends, len(chunk))
     starts = np.concatenate([[0], ends[:-1] + 1])
-    tabs = np.diff(np.searchsorted(np.flatnonzero(data == 9), ends), prepend=0)
+    tabs = np.diff(last, prepend=-1) - 1  # control characters count as well; their lines are told apart below
     reasons = {int(i): f"{tabs[i] + 1} columns instead of {len(columns)}" for i in np.flatnonzero(tabs != len(columns) - 1)}
     reasons |= {int(i): "empty line" for i in np.flatnonzero(ends == starts)}
-    control = np.flatnonzero(((data < 32) & (data != 9) & (data != 10)) | (data == 127))
+    control = low[(kind != 9) & (kind != 10)]
+    if b"\x7f" in chunk:
+        control = np.concatenate([control, np.flatnonzero(data == 127)])
     reasons |= {int(i): "control characters" for i in np.unique(np.searchsorted(ends, control))}
-    reasons |= dict.fromkeys(_undecodable(chunk, ends, source.encoding), f"not {source.encoding}")
+    reasons |= dict.fromkeys(_undecodable(chunk, starts, source.encoding), f"not {source.encoding}")
     order = sorted(reasons)
     raw = [chunk[starts[i] : min(int(ends[i]), int(starts[i]) + 4 * RAW_LIMIT)].decode(source.encoding, errors="replace") for i in order]
     bad = pl.DataFrame({"row": [i + 1 for i in order], "reason": [reasons[i] for i in order], "raw": raw}, schema=BAD_ROW)
@@ -234,18 +235,29 @@ def _parse_tsv(source: SourceFile, columns: list[str], chunk: bytes) -> tuple[pl
     return frame.select(*source.columns).with_columns(row=pl.Series(rows)), bad
 
 
-def _undecodable(chunk: bytes, ends: np.ndarray, encoding: str) -> list[int]:
+def _undecodable(chunk: bytes, starts: np.ndarray, encoding: str) -> list[int]:
     """The lines of a chunk that are not text in this encoding."""
-    lines: list[int] = []
-    view, start = memoryview(chunk), 0
-    while start < len(chunk):
+    if encoding != "utf-8":  # the others that a source may name take every byte
+        return []
+    offsets = pa.py_buffer(np.append(starts, len(chunk)).astype(np.int64))
+    lines = pa.Array.from_buffers(pa.large_binary(), len(starts), [None, offsets, pa.py_buffer(chunk)])
+    found: list[int] = []
+    step = -(-len(starts) // 256)
+    for first in range(0, len(starts), step):  # Arrow judges many lines at once but does not say which is wrong
+        some = lines.slice(first, step)
         try:
-            codecs.decode(view[start:], encoding)
-            break
-        except UnicodeDecodeError as error:
-            lines.append(int(np.searchsorted(ends, start + error.start)))
-            start = int(ends[lines[-1]]) + 1
-    return lines
+            some.cast(pa.large_string())
+        except pa.ArrowInvalid:
+            found += [first + i for i, line in enumerate(some.to_pylist()) if not _decodes(line)]
+    return found
+
+
+def _decodes(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _apart(source: SourceFile, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -29,7 +30,7 @@ from ugt.schema import UGTError
 from ugt.settings import EtlConfig, RayConfig
 from ugt.synthetic import write_imdb_at_scale
 
-WARM_UP = 0.001
+WARM_UP = 0.01
 NODES = (1, 2)
 
 
@@ -96,7 +97,9 @@ def same(ours: Path, theirs: Path) -> bool:
 
 def _polars(source: Path, out_dir: Path) -> dict[str, Any] | None:
     """The figures of the reference, or None if it did not complete (too little memory, say)."""
-    process = psutil.Popen([sys.executable, "-m", "ray_app.bench.etl_polars", str(source), str(out_dir)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "ray_app.bench.etl_polars", str(source), str(out_dir)]
+    limit = int(psutil.virtual_memory().available * 0.9)  # it fails by itself, before the machine does
+    process = psutil.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
     with watched(process) as usage:
         output, _ = process.communicate()
     return None if process.returncode else json.loads(output.splitlines()[-1]) | {"peak_rss_gb": round(usage.peak_gb, 2)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import zipfile
 from pathlib import Path
@@ -113,7 +114,11 @@ def test_a_cut_off_gzip_is_one_fatal_row_with_the_last_good_row(tmp_path: Path) 
     last = tables[-1].to_pylist()[0]
     assert last["table"] == FATAL
     assert "t.tsv.gz ends in the middle of a record after row" in last["reason"]
-    assert 0 < last["row"] == sum(t.num_rows for t in tables[:-1]) < 20_000
+    lines = 0
+    with gzip.open(path) as f, contextlib.suppress(EOFError):  # the slow way
+        while f.readline().endswith(b"\n"):
+            lines += 1
+    assert 0 < last["row"] == lines - 1 < 20_000
 
 
 def test_a_member_of_a_zip_is_read(tmp_path: Path) -> None:
