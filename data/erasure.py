@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import redis
 
 from data import erasure_files as files
+from data.governance import log_held
 from ugt.artifacts import MANIFEST, Artifact, ArtifactStore
 from ugt.erasure import FILE, Erased, SourceFile
 from ugt.schema import Record, UGTError
@@ -64,7 +65,7 @@ def erase(user_id: str, home: Path, stores: StoresConfig, registry: Path | None,
     if not 1 <= len(user_id) <= 128 or user_id.strip() != user_id:
         raise UGTError("a user id has 1 to 128 characters and no blank at its ends.")
     store = ArtifactStore(home)
-    with store.exclusively("ugt data erase"), _open(home, stores) as opened:
+    with store.exclusively("ugt data erase"), log_held(home), _open(home, stores) as opened:
         files.recover(home)
         erased = Erased.load(home)
         for other in _interrupted(store, erased) - {user_id}:

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from data import event_log
 from ugt import lineage
 from ugt.artifacts import MANIFEST, Artifact, ArtifactStore, Manifest, content_hash, file_hash
 from ugt.registry import Registry
 from ugt.schema import Record, UGTError
 from ugt.settings import RetentionConfig
 
-EVENT_LOG, FEATURES = "event_log", "features"
+EVENT_LOG, FEATURES = event_log.FOLDER, "features"
 
 
 class Table(Record):
@@ -113,7 +115,7 @@ def prune(home: Path, registry: Registry, config: RetentionConfig, delete: bool,
     """
     home, now = _home(home), time.time() if now is None else now
     store = ArtifactStore(home)
-    with store.exclusively("ugt data catalog --prune"):
+    with store.exclusively("ugt data catalog --prune"), log_held(home):
         whole = _whole(store)
         newest: dict[str, Artifact] = {}
         for artifact in sorted(whole, key=_created):
@@ -229,6 +231,12 @@ def _time_of(folder: Path) -> float:
         return manifest.created or (folder / MANIFEST).stat().st_mtime
     except (OSError, ValidationError):
         return max((p.stat().st_mtime for p in (folder, *folder.rglob("*"))), default=0.0)
+
+
+def log_held(home: Path) -> AbstractContextManager[None]:
+    """The event log of a home, if it has one, kept from others who rewrite it (compaction)."""
+    log = Path(home) / EVENT_LOG
+    return event_log.rewriting(log) if log.is_dir() else nullcontext()
 
 
 def _old_days(log: Path, config: RetentionConfig, now: float, sources: set[str]) -> tuple[list[Path], list[Path]]:

@@ -257,7 +257,7 @@ def test_servers_that_were_stopped_are_stopped_again_and_their_files_forget_too(
     assert run(home, "mia17")["proven"]
     assert embedded.running(home) == {}
     assert holding() == []
-    assert {key for key in keyspace(home) if key.startswith("ugt:user:")} == {"ugt:user:a9", "ugt:user:mia170", "ugt:user:zz8"}
+    assert {key for key in keyspace(home) if key.startswith("ugt:1:user:")} == {"ugt:1:user:a9", "ugt:1:user:mia170", "ugt:1:user:zz8"}
 
 
 def test_a_running_redis_stays_up_and_milvus_is_looked_into(home):
@@ -405,7 +405,7 @@ def test_a_home_that_moved_to_servers_of_its_own_forgets_in_both(home, tmp_path)
         own = StoresConfig(redis_url=embedded.ensure_redis(elsewhere), sql_url=f"sqlite:///{elsewhere / 'state/records.sqlite'}")
         report = erasure.erase("mia17", home, own, home / "registry")
         assert report["proven"]
-        assert "ugt:user:mia17" not in keyspace(home).keys() | keyspace(elsewhere).keys()
+        assert "ugt:1:user:mia17" not in keyspace(home).keys() | keyspace(elsewhere).keys()
         removed = {place["place"]: place["removed"] for place in report["places"]}
         assert removed["redis/user"] == removed["redis of stores.redis_url/user"] == removed["sql/users"] == removed["sql of stores.sql_url/users"] == 1
     finally:

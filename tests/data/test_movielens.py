@@ -9,7 +9,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from data.sources.movielens import files, ids, titles
+from data.sources.imdb import TITLE
+from data.sources.movielens import catalogue, files, ids, items
 from data.sources.rows import read
 from ugt.schema import UGTError
 
@@ -51,9 +52,9 @@ def test_1m_takes_the_links_of_another_version(tmp_path: Path, zipped: str | Non
     beside.parent.mkdir(exist_ok=True)
     beside.write_bytes(gzip.compress(LINKS))
     found = files(folder, beside if named else None)
-    raw = pl.concat([pl.DataFrame(pl.from_arrow(table)) for t in ("movies", "links") for table in read(found[t], 1)])
-    part = titles(raw, ["movies", "links"])
-    assert part.items.sort("item_id").select("item_id", "title", "imdb_id", "genres").rows() == [
+    part = catalogue(found)
+    base = part.items.with_columns(slot=pl.int_range(pl.len(), dtype=pl.Int32))
+    assert items(base, pl.DataFrame(schema=TITLE)).select("item_id", "title", "imdb_id", "genres").rows() == [
         ("1", "Les Misérables", "tt0113828", ["Drama", "Musical"]),
         ("2", "Jumanji", "tt12345678", ["Adventure", "Family"]),
     ]
