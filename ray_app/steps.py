@@ -159,8 +159,8 @@ STEPS: tuple[Step, ...] = (
         function="data.text:run",
         needs=("etl",),
         reads=lambda s: [s.text],
-        arguments=lambda c: {"etl_dir": c.paths["etl"], "config": c.settings.text, "out_dir": c.out},
-        shown=("items", "width"),
+        arguments=lambda c: {"etl_dir": c.paths["etl"], "config": c.settings.text, "out_dir": c.out, "cache_dir": c.settings.home / "cache" / "text"},
+        shown=("items", "width", "cached"),
         only=lambda s: s.text.enabled,
     ),
     Step(
