@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from ugt import histories as histories_module
 from ugt.artifacts import CREDITS, ITEMS, MANIFEST, USERS, content_hash, read_table
-from ugt.feature_definitions import DAY, FEATURES, LATEST, Facts, facts_of, totals_of
+from ugt.feature_definitions import DAY, FEATURES, LATEST, Facts
+from ugt.feature_tables import facts_of, totals_of
 from ugt.histories import Histories
 from ugt.runtime import ITEM_TABLE, VECTORS
 from ugt.schema import ACTIONS, Item, UGTError, User

@@ -13,7 +13,8 @@ from scipy import sparse
 
 from data import distribute
 from data.distribute import Piece
-from ugt.features import FeatureConfig, Vocabulary, count_block, encode_block, save_features, vocabulary_of
+from ugt.feature_blocks import count_block, encode_block, vocabulary_of
+from ugt.features import FeatureConfig, Vocabulary, save_features
 
 
 def run(etl_dir: Path, config: FeatureConfig, out_dir: Path) -> dict[str, Any]:

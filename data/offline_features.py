@@ -26,7 +26,8 @@ import ray
 from data import event_log
 from data.feature_store import item_facts
 from ugt.artifacts import EVENTS, ITEMS, MANIFEST, content_hash, read_table
-from ugt.feature_definitions import DAY, ENTITIES, FEATURES, TOTALS, Entity, as_of, schema
+from ugt.feature_definitions import DAY, ENTITIES, FEATURES, TOTALS, Entity, schema
+from ugt.feature_tables import as_of
 from ugt.schema import UGTError
 
 VERSION = 1  # raised when the same events give other values

@@ -6,6 +6,7 @@ the figures they stored, killed ones are resumed or redone. Serving the result i
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,11 +59,17 @@ def run(settings: Settings, progress: Progress, until: str | Sequence[str] = "ex
             figures = artifacts[step.name].manifest.figures
             shown = {k: figures[k] for k in step.shown if k in figures}
             if step.page:
-                page, here = artifacts[step.name].path / step.page, Path.cwd()
-                shown["report"] = str(page.relative_to(here) if page.is_relative_to(here) else page)
+                shown["report"] = _shown(artifacts[step.name].path / step.page)
             progress.done(step.name, elapsed, artifacts[step.name].skipped, shown)
             seconds_gauge.set(0 if artifacts[step.name].skipped else elapsed, tags={"step": step.name})
     return artifacts
+
+
+def _shown(page: Path) -> str:
+    """A path as short as it can be; the folder a job runs in may be gone."""
+    with contextlib.suppress(OSError, ValueError):
+        return str(page.relative_to(Path.cwd()))
+    return str(page)
 
 
 def _run_step(step: Step, settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Artifact]) -> Artifact:

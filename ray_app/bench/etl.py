@@ -23,6 +23,7 @@ import psutil
 
 from data import etl, features
 from data.quality import Tally
+from ray_app.bench import etl_polars
 from ray_app.bench.processes import watched
 from ugt.artifacts import CREDITS, ITEMS, PEOPLE, read_table
 from ugt.features import FeatureConfig, load_features
@@ -97,7 +98,7 @@ def same(ours: Path, theirs: Path) -> bool:
 
 def _polars(source: Path, out_dir: Path) -> dict[str, Any] | None:
     """The figures of the reference, or None if it did not complete (too little memory, say)."""
-    command = [sys.executable, "-m", "ray_app.bench.etl_polars", str(source), str(out_dir)]
+    command = [sys.executable, "-m", etl_polars.__name__, str(source), str(out_dir)]
     limit = int(psutil.virtual_memory().available * 0.9)  # it fails by itself, before the machine does
     process = psutil.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
     with watched(process) as usage:

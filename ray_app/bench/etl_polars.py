@@ -20,7 +20,8 @@ from data.sources import imdb
 from data.sources.imdb import TABLES, Known
 from data.sources.rows import CONTROL, SourceFile, file_columns
 from data.titles import credit_rows
-from ugt.features import FeatureConfig, count_block, encode_block, save_features, vocabulary_of
+from ugt.feature_blocks import count_block, encode_block, vocabulary_of
+from ugt.features import FeatureConfig, save_features
 from ugt.settings import EtlConfig
 
 

@@ -19,7 +19,8 @@ import numpy as np
 import polars as pl
 
 from ray_app.report import host
-from ugt.feature_definitions import Facts, facts_of, totals_of
+from ugt.feature_definitions import Facts
+from ugt.feature_tables import facts_of, totals_of
 from ugt.schema import ACTIONS, User
 from ugt.stores import embedded
 from ugt.stores.feature_load import FeatureLoad

@@ -17,8 +17,10 @@ from data import event_log, feature_store, offline_features
 from data.feature_store import materialize
 from data.offline_features import backfill, join_kernel, point_in_time
 from ugt.artifacts import CREDITS, EVENTS, ITEMS, USERS, write_table
-from ugt.feature_definitions import FEATURES, facts_of, schema
+from ugt.feature_definitions import FEATURES, schema
+from ugt.feature_tables import facts_of
 from ugt.histories import from_events
+from ugt.runtime import ITEM_TABLE
 from ugt.schema import ACTIONS, Event, UGTError
 from ugt.settings import StoresConfig
 from ugt.stores import embedded
@@ -163,6 +165,8 @@ def test_online_and_offline_give_the_same_values_for_the_same_moment(tmp_path, m
     home, etl = tmp_path / "home", tables(tmp_path / "etl", loaded)
     (tmp_path / "version").mkdir()
     np.save(tmp_path / "version/item_vectors.npy", np.eye(6, dtype=np.float32))
+    ids = pl.read_parquet(etl / "items").sort("item_index")["item_id"].to_list()
+    pl.DataFrame({"item_id": ids, "l1": [0] * len(ids), "l2": [0] * len(ids), "l3": range(len(ids))}).write_parquet(tmp_path / "version" / ITEM_TABLE)
     facts = facts_of(*(pl.read_parquet(etl / name) for name in ("items", "credits")))
     url = embedded.ensure_redis(home)
 

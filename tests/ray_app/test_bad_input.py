@@ -28,6 +28,7 @@ import redis
 import sqlalchemy as sa
 
 from data import download
+from data.fetched import Partial
 from ray_app import cli, cluster, head
 from ray_app.errors import plain
 from ugt.artifacts import new_matrix, write_text
@@ -200,7 +201,7 @@ def test_an_address_that_is_none_is_named_whatever_the_environment_says(ugt: Ugt
 
 
 def test_without_network_a_download_says_what_to_do(ugt: Ugt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    dataset = download.PublicDataset("http://127.0.0.1:9/", ("title.basics.tsv.gz",), "notice")
+    dataset = download.PublicDataset("http://127.0.0.1:9/", ("title.basics.tsv.gz",), "notice", "imdb")
     monkeypatch.setitem(download.DATASETS, "imdb", dataset)
     error = ugt("data", "download", "imdb", "--to", tmp_path / "to")
     assert "cannot download http://127.0.0.1:9/title.basics.tsv.gz" in error
@@ -220,16 +221,19 @@ def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[bytes
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "www"))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    dataset = download.PublicDataset(f"http://127.0.0.1:{server.server_port}/", ("set.zip",), "notice")
+    dataset = download.PublicDataset(f"http://127.0.0.1:{server.server_port}/", ("set.zip",), "notice", "movielens")
     monkeypatch.setitem(download.DATASETS, "movielens-latest-small", dataset)
     yield whole.getvalue()
     server.shutdown()
     server.server_close()
 
 
-def test_a_damaged_file_is_fetched_again(publisher: bytes, tmp_path: Path) -> None:
+def test_a_damaged_file_of_somebody_is_named_and_left_to_them(ugt: Ugt, publisher: bytes, tmp_path: Path) -> None:
     target = files(tmp_path / "to") / "set.zip"
     target.write_bytes(publisher[:500])
+    assert "set.zip was there already and is damaged" in ugt("data", "download", "movielens-latest-small", "--to", tmp_path / "to")
+    assert target.read_bytes() == publisher[:500]
+    target.unlink()
     assert download.download("movielens-latest-small", tmp_path / "to", print) == [target]
     assert target.read_bytes() == publisher
 
@@ -240,7 +244,8 @@ def test_a_damaged_answer_is_removed(ugt: Ugt, publisher: bytes, tmp_path: Path)
     assert not list((tmp_path / "to").iterdir())
 
 
-def test_a_disk_that_fills_up_while_downloading_is_named(ugt: Ugt, publisher: bytes, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_while_downloading_is_named(ugt: Ugt, publisher: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Partial, "discard", lambda self: None)  # the link below stays where it is
     (files(tmp_path / "to") / "set.zip.partial").symlink_to("/dev/full")  # the kernel's own "No space left on device"
     error = ugt("data", "download", "movielens-latest-small", "--to", tmp_path / "to")
     assert "No space left on device" in error

@@ -42,7 +42,7 @@ def test_events_are_ingested_and_compacted(home: Path) -> None:
     out = home / "figures.json"
     run("ingest", "--from", "events", "--json", str(out))
     assert json.loads(out.read_text())["written"] == 3
-    run("ingest", "--from", "redis", "--json", str(out))
+    run("ingest", "--from", "events", "--json", str(out))
     assert json.loads(out.read_text())["written"] == 0
     run("compact", "--json", str(out))
     assert json.loads(out.read_text())["rows"] == 3
@@ -50,7 +50,7 @@ def test_events_are_ingested_and_compacted(home: Path) -> None:
 
 
 def test_what_cannot_be_asked_for_is_named(home: Path) -> None:
-    with pytest.raises(UGTError, match="no such source"):
+    with pytest.raises(UGTError, match="there is no such folder"):
         run("ingest", "--from", "nowhere")
     with pytest.raises(UGTError, match="YYYY-MM-DD"):
         run("backfill", "--from", "yesterday", "--to", "2024-03-01")

@@ -17,7 +17,8 @@ from ugt import histories, holdout
 from ugt.artifacts import CREDITS, EVENTS, HISTORIES, ITEMS, PEOPLE, USERS, read_table, write_table
 from ugt.autoencoder import finish, fit, open_inputs
 from ugt.evaluation import EvaluationConfig
-from ugt.features import FeatureConfig, encode_features, fit_vocabulary, rows_of, save_features
+from ugt.feature_blocks import fit_vocabulary
+from ugt.features import FeatureConfig, encode_features, rows_of, save_features
 from ugt.fusion import AutoencoderConfig
 from ugt.histories import HistoryConfig
 from ugt.insertion import ESTIMATED

@@ -7,7 +7,8 @@ from scipy import sparse
 from train import autoencoder, semantic_ids, word2vec
 from ugt.artifacts import CREDITS, ITEMS, read_table
 from ugt.autoencoder import finish, fit, open_inputs
-from ugt.features import FeatureConfig, encode_features, fit_vocabulary, load_features, rows_of, save_features
+from ugt.feature_blocks import fit_vocabulary
+from ugt.features import FeatureConfig, encode_features, load_features, rows_of, save_features
 from ugt.fusion import AutoencoderConfig, Fusion, VectorSpace
 from ugt.quantizer import Codebooks
 from ugt.schema import UGTError

@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 
 from ugt.artifacts import CREDITS, ITEMS, read_table
-from ugt.features import FeatureConfig, Vocabulary, count_block, encode_block, encode_features, fit_vocabulary, rows_of, vocabulary_of
+from ugt.feature_blocks import count_block, encode_block, fit_vocabulary, vocabulary_of
+from ugt.features import FeatureConfig, Vocabulary, encode_features, rows_of
 from ugt.schema import Item, UGTError
 
 
