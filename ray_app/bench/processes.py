@@ -32,7 +32,7 @@ def watched(root: psutil.Process | None = None) -> Iterator[Usage]:
 
     def look() -> None:
         private, shared = 0, [0]
-        for process in (root, *root.children(recursive=True)):
+        for process in _family(root):
             try:
                 memory = process.memory_info()
             except psutil.Error:
@@ -58,7 +58,7 @@ def watched(root: psutil.Process | None = None) -> Iterator[Usage]:
 
 
 def _workers(root: psutil.Process) -> Iterator[tuple[tuple[int, float], float]]:
-    for process in root.children(recursive=True):
+    for process in _family(root):
         try:
             name = process.cmdline()[:1]
             if name and name[0].startswith("ray::"):
@@ -66,3 +66,11 @@ def _workers(root: psutil.Process) -> Iterator[tuple[tuple[int, float], float]]:
                 yield (process.pid, process.create_time()), times.user + times.system
         except psutil.Error:
             continue
+
+
+def _family(root: psutil.Process) -> list[psutil.Process]:
+    """A process and its descendants; none if it has ended."""
+    try:
+        return [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return []
