@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from data.sources.rows import CHUNK, FATAL, RAW, SourceFile, Unreadable, chunks, file_columns, parse, read
 from ugt.schema import UGTError
 
-# what a kernel gives back: tables by name
-Tables = Mapping[str, pa.Table]
-BLOBS = pa.schema([("name", pa.string()), ("ipc", pa.large_binary())])
-
-
 PIECES = pa.schema([("source", pa.int32()), ("before", pa.int64()), ("chunk", pa.large_binary())])
 PARTS = pa.schema([("part", pa.int32()), ("name", pa.string()), ("data", pa.large_binary())])
-READERS = 2  # files unpacked at once: faster than two cores can parse, and every further one would keep a worker of its own
 LOOSE = -1  # the part of what belongs to none: counts, bad rows
 Piece = tuple[int, str, pl.DataFrame | bytes]  # bytes: a Parquet file
 PARQUET = ".parquet"
@@ -81,8 +75,8 @@ def loose(dataset: ray.data.Dataset) -> ray.data.Dataset:
     return dataset.map_batches(lambda t: t.filter(pa.compute.equal(t["part"], LOOSE)), batch_size=None, batch_format="pyarrow")
 
 
-def gather(dataset: ray.data.Dataset, out_dir: Path) -> dict[str, list[pl.DataFrame]]:
-    """The tables of rows of PARTS by name; Parquet files go to `<out_dir>/<name>/part-<part>.parquet` as they come.
+def gather(dataset: ray.data.Dataset, out_dir: Path = Path()) -> dict[str, list[pl.DataFrame]]:
+    """The tables of rows of PARTS by name, none where nothing came; Parquet files go to `<out_dir>/<name>/part-<part>.parquet` as they come.
 
     Raises UGTError with the sentence of a file that could not be read to its end.
     """
@@ -224,47 +218,22 @@ def _read(batch: pa.Table, sources: list[SourceFile], parts: int) -> Iterator[pa
         yield from read(sources[number], parts)
 
 
-def per_partition(dataset: ray.data.Dataset, kernel: Callable[..., Tables], parts: int, **arguments: Any) -> dict[str, list[pa.Table]]:
-    """`kernel(frame, **arguments)` over all rows of each `part`; the tables it gave, by name. Large arguments go in as `ray.put` references."""
-    grouped = dataset.groupby("part", num_partitions=parts)
-    return collect(grouped.map_groups(_run, fn_args=(kernel, arguments), batch_format="pyarrow"))
+def per_partition(dataset: ray.data.Dataset, kernel: Callable[..., Iterable[Piece]], parts: int, **arguments: Any) -> ray.data.Dataset:
+    """`kernel(rows, **arguments)` over all plain rows of each `part`, as rows of PARTS. Large arguments go in as `ray.put` references."""
+    return dataset.groupby("part", num_partitions=parts).map_groups(_run, fn_args=(kernel, arguments), batch_format="pyarrow")
 
 
-def per_block(dataset: ray.data.Dataset, kernel: Callable[..., Tables], **arguments: Any) -> dict[str, list[pa.Table]]:
+def per_block(dataset: ray.data.Dataset, kernel: Callable[..., Iterable[Piece]], **arguments: Any) -> ray.data.Dataset:
     """The same without a shuffle: the kernel sees a block of rows at a time."""
-    return collect(dataset.map_batches(_run, fn_args=(kernel, arguments), batch_size=None, batch_format="pyarrow"))
+    return dataset.map_batches(_run, fn_args=(kernel, arguments), batch_size=None, batch_format="pyarrow")
 
 
-def _run(batch: pa.Table, kernel: Callable[..., Tables], arguments: dict[str, Any]) -> pa.Table:
-    if batch.num_rows == 0:
-        return BLOBS.empty_table()
-    batch = batch.combine_chunks()
-    fatal = batch.filter(pa.compute.equal(batch["table"], FATAL)) if "table" in batch.column_names else batch.slice(0, 0)
-    if fatal.num_rows:
-        return _pack({FATAL: fatal.select(["reason"])})
-    return _pack(kernel(batch, **_resolved(arguments)))
-
-
-def _pack(tables: Tables) -> pa.Table:
-    names, blobs = [], []
-    for name, table in tables.items():
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        names.append(name)
-        blobs.append(sink.getvalue().to_pybytes())
-    return pa.table({"name": names, "ipc": blobs}, schema=BLOBS)
-
-
-def collect(dataset: ray.data.Dataset) -> dict[str, list[pa.Table]]:
-    """The tables of every partition. Raises UGTError with the sentence of a file that could not be read to its end."""
-    found: dict[str, list[pa.Table]] = defaultdict(list)
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for name, blob in zip(batch["name"].to_pylist(), batch["ipc"].to_pylist(), strict=True):
-            found[name].append(pa.ipc.open_stream(blob).read_all())
-    if FATAL in found:
-        raise UGTError(found[FATAL][0]["reason"][0].as_py())
-    return found
+def _run(batch: pa.Table, kernel: Callable[..., Iterable[Piece]], arguments: dict[str, Any]) -> pa.Table:
+    rows = frame(batch.combine_chunks())
+    fatal = rows.filter(pl.col("table") == FATAL) if "table" in rows.columns else rows.clear()
+    if fatal.height:
+        return packed([(LOOSE, FATAL, fatal.select("reason"))])
+    return packed(kernel(rows, **_resolved(arguments)) if rows.height else ())
 
 
 def frame(batch: pa.Table) -> pl.DataFrame:

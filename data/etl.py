@@ -8,7 +8,7 @@ it is; what leaves its rows on the way is counted per table, and the counts must
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 import ray
 
 from data import distribute, event_log, titles
-from data.distribute import Tables, frame, table
+from data.distribute import LOOSE, Piece, frame, table
 from data.quality import BAD, Tally
 from data.sources import amazon, imdb, movielens, plots, sequences
 from data.sources.imdb import Known
@@ -115,7 +115,7 @@ def run(
         figures |= write_events_for(items, credits, sample or SampleConfig(), out_dir)
     else:
         figures = _with_events(kind, chosen, config, out_dir, tally, bad, Erased.load(home) if home is not None else None)
-    names = {f.table: f.name for f in chosen.all}
+    names = {f.table: f.name for f in chosen.all} | {name: path.name for name, path in chosen.plots.items()}
     quarantine = pl.concat([pl.DataFrame(schema=BAD), *bad]).sort("table", "row", "reason")
     quarantine = quarantine.with_columns(file=pl.col("table").replace_strict(names, default=None, return_dtype=pl.String))
     write_table(table(quarantine, QUARANTINE), out_dir / "quarantine")
@@ -180,9 +180,9 @@ def _products(kind: SourceKind, chosen: Plan, config: EtlConfig, tally: Tally, b
         rows = amazon.titles(known, amazon.texts(Path(chosen.events["sequences"].path).parent))
     elif chosen.titles:
         raw = distribute.raw_rows(list(chosen.titles.values()), config.blocks)
-        found = distribute.per_partition(raw, text_kernel, config.blocks, known=ray.put(known), partitions=config.blocks)
-        _settle(found, tally, bad)
-        described = pl.concat([pl.DataFrame(schema=imdb.ITEM), *(frame(t) for t in found["items"])])
+        found = distribute.gather(distribute.per_partition(raw, text_kernel, config.blocks, known=ray.put(known), partitions=config.blocks))
+        titles.settle(found, tally, bad)
+        described = pl.concat([pl.DataFrame(schema=imdb.ITEM), *found["items"]])
         # partitions that no text fell into
         rows = pl.concat([described, amazon.titles(known.join(described, on="item_id", how="anti"), amazon.NOTHING)])
     else:
@@ -192,8 +192,8 @@ def _products(kind: SourceKind, chosen: Plan, config: EtlConfig, tally: Tally, b
 
 
 def _tokens(chosen: Plan, config: EtlConfig) -> pl.DataFrame:
-    found = distribute.per_block(distribute.raw_rows([chosen.events["sequences"]], config.blocks), token_kernel)
-    return pl.concat([pl.DataFrame(schema={"item_id": pl.String}), *(frame(t) for t in found["items"])]).unique().sort("item_id")
+    found = distribute.gather(distribute.per_block(distribute.raw_rows([chosen.events["sequences"]], config.blocks), token_kernel))
+    return pl.concat([pl.DataFrame(schema={"item_id": pl.String}), *found["items"]]).unique().sort("item_id")
 
 
 def _plots(config: EtlConfig, tally: Tally, bad: list[pl.DataFrame]) -> pl.DataFrame | None:
@@ -211,10 +211,11 @@ def _events(
 ) -> tuple[pa.Table, pa.Table]:
     known = ray.put(frame(items).select("item_id", "item_index"))
     raw = distribute.raw_rows(list(chosen.events.values()), config.blocks)
-    found = distribute.per_partition(raw, event_kernel, config.blocks, kind=kind, item_ids=known, tables=list(chosen.events), min_events=config.min_user_events)
-    _settle(found, tally, bad)
-    rows = pl.concat([pl.DataFrame(schema=sequences.EVENT), *(frame(t) for t in found["events"])]).sort("user_id", "timestamp", "order", "event_id")
-    profiles = pl.concat([pl.DataFrame(schema=PROFILE), *(frame(t) for t in found["users"])])
+    settings = {"kind": kind, "item_ids": known, "tables": list(chosen.events), "min_events": config.min_user_events}
+    found = distribute.gather(distribute.per_partition(raw, event_kernel, config.blocks, **settings))
+    titles.settle(found, tally, bad)
+    rows = pl.concat([pl.DataFrame(schema=sequences.EVENT), *found["events"]]).sort("user_id", "timestamp", "order", "event_id")
+    profiles = pl.concat([pl.DataFrame(schema=PROFILE), *found["users"]])
     main = "ratings" if "ratings" in chosen.events else "sequences"
     rows, profiles = _without(erased, rows, main, tally), _without(erased, profiles, "users", tally)
     if config.event_log is not None:
@@ -240,18 +241,19 @@ PROFILE: dict[str, Any] = {"user_id": pl.String, "gender": pl.String, "age": pl.
 # --- kernels: one partition of raw rows in, tables out; run in Ray's workers and, in tests, without Ray
 
 
-def text_kernel(batch: pa.Table, known: pl.DataFrame, partitions: int) -> Tables:
-    here = set(batch["part"].to_pylist())
-    part = sequences.titles(frame(batch), known.filter((pl.col("item_id").hash(seed=0) % partitions).cast(pl.Int32).is_in(list(here))))
-    return {"items": _arrow(part.items), **_bookkeeping(part)}
+def text_kernel(raw: pl.DataFrame, known: pl.DataFrame, partitions: int) -> Iterator[Piece]:
+    here = raw["part"].unique().to_list()
+    part = sequences.titles(raw, known.filter((pl.col("item_id").hash(seed=0) % partitions).cast(pl.Int32).is_in(here)))
+    yield LOOSE, "items", part.items
+    yield from titles.bookkeeping(part.tally, part.bad)
 
 
-def token_kernel(batch: pa.Table) -> Tables:
-    return {"items": _arrow(sequences.tokens(frame(batch)))}
+def token_kernel(raw: pl.DataFrame) -> Iterator[Piece]:
+    yield LOOSE, "items", sequences.tokens(raw)
 
 
-def event_kernel(batch: pa.Table, kind: SourceKind, item_ids: pl.DataFrame, tables: list[str], min_events: int) -> Tables:
-    raw, users = frame(batch), pl.DataFrame(schema=PROFILE)
+def event_kernel(raw: pl.DataFrame, kind: SourceKind, item_ids: pl.DataFrame, tables: list[str], min_events: int) -> Iterator[Piece]:
+    users = pl.DataFrame(schema=PROFILE)
     if kind == "amazon":
         part, main = amazon.dated_events(raw, item_ids), "sequences"
     elif kind == "sequences":
@@ -261,22 +263,9 @@ def event_kernel(batch: pa.Table, kind: SourceKind, item_ids: pl.DataFrame, tabl
     enough = part.items.filter(pl.len().over("user_id") >= min_events)
     dropped = part.items.height - enough.height
     part.tally.add(main, out=-dropped, filtered=dropped)
-    rows = enough.select(pl.col(n).cast(k) for n, k in sequences.EVENT.items())
-    return {"events": _arrow(rows), "users": _arrow(users.select(pl.col(n).cast(k) for n, k in PROFILE.items())), **_bookkeeping(part)}
-
-
-def _bookkeeping(part: imdb.Part) -> dict[str, pa.Table]:
-    return {"bad": _arrow(part.bad.select(pl.col(n).cast(k) for n, k in BAD.items())), "tally": pa.table({"json": [json.dumps(part.tally.counts)]})}
-
-
-def _arrow(rows: pl.DataFrame) -> pa.Table:
-    return rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-
-
-def _settle(found: dict[str, list[pa.Table]], tally: Tally, bad: list[pl.DataFrame]) -> None:
-    for counts in found.pop("tally", []):
-        tally.merge(json.loads(counts["json"][0].as_py()))
-    bad += [frame(b) for b in found.pop("bad", [])]
+    yield LOOSE, "events", enough.select(pl.col(n).cast(k) for n, k in sequences.EVENT.items())
+    yield LOOSE, "users", users.select(pl.col(n).cast(k) for n, k in PROFILE.items())
+    yield from titles.bookkeeping(part.tally, part.bad)
 
 
 def _reasons(bad: list[pl.DataFrame]) -> str:

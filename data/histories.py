@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
 from data import distribute
+from data.distribute import LOOSE, Piece, frame, table
 from ugt.artifacts import EVENTS, HISTORIES, read_table, write_table
 from ugt.histories import HistoryConfig, from_events, load
 from ugt.schema import UGTError
@@ -18,8 +21,8 @@ from ugt.schema import UGTError
 PARTS = 4  # a history table is small; more partitions only cost start-up
 
 
-def history_kernel(batch: pa.Table) -> distribute.Tables:
-    return {"histories": from_events(batch.select(EVENTS.names))}
+def history_kernel(rows: pl.DataFrame) -> Iterator[Piece]:
+    yield LOOSE, "histories", frame(from_events(table(rows, EVENTS)))
 
 
 def run(etl_dir: Path, config: HistoryConfig, out_dir: Path) -> dict[str, Any]:
@@ -33,13 +36,13 @@ def run(etl_dir: Path, config: HistoryConfig, out_dir: Path) -> dict[str, Any]:
     codes = pc.dictionary_encode(events["user_id"]).combine_chunks().indices
     parts = pa.array(np.asarray(codes) % PARTS, pa.int32())
     dataset = ray.data.from_arrow(events.append_column("part", parts))
-    found = distribute.per_partition(dataset, history_kernel, PARTS)
-    table = pa.concat_tables(found["histories"]).sort_by("user_id").cast(HISTORIES)
-    write_table(table, Path(out_dir) / "histories")
-    lengths = np.asarray(table["item_index"].combine_chunks().value_lengths())
+    found = distribute.gather(distribute.per_partition(dataset, history_kernel, PARTS))
+    histories = table(pl.concat(found["histories"]).sort("user_id"), HISTORIES)
+    write_table(histories, Path(out_dir) / "histories")
+    lengths = np.asarray(histories["item_index"].combine_chunks().value_lengths())
     evaluated = int(config.apply(load(Path(out_dir))).evaluated.sum())
     return {
-        "users": table.num_rows,
+        "users": histories.num_rows,
         "evaluated_users": evaluated,
         "events": int(lengths.sum()),
         "length": {"min": int(lengths.min()), "median": float(np.median(lengths)), "mean": round(float(lengths.mean()), 2), "max": int(lengths.max())},

@@ -17,7 +17,7 @@ import ray
 
 from data import distribute
 from data.distribute import LOOSE, PARQUET, Piece, parquet, split
-from data.quality import Tally, checked
+from data.quality import BAD, Tally, checked
 from data.sources import imdb, movielens, plots
 from data.sources.imdb import TABLES, Known
 from data.sources.rows import SourceFile
@@ -73,7 +73,7 @@ def of_movielens(
     rows = ray.data.from_arrow(distribute.packed(split(base, "base", PART_TITLES)))
     if others:
         rows = rows.union(distribute.narrowed(list(others.values()), title_kernel, known=ray.put(known)))
-    found = distribute.gather(distribute.joined(rows, max(1, -(-base.height // PART_TITLES)), movielens_kernel), Path())
+    found = distribute.gather(distribute.joined(rows, max(1, -(-base.height // PART_TITLES)), movielens_kernel))
     settle(found, tally, bad)
     items = pl.concat([pl.DataFrame(schema=imdb.ITEM), *found.get("items", [])]).sort("item_id").with_row_index("item_index")
     items = items.with_columns(pl.col("item_index").cast(pl.Int32))
@@ -110,6 +110,13 @@ def settle(found: dict[str, list[pl.DataFrame]], tally: Tally, bad: list[pl.Data
         for text in counts["json"]:
             tally.merge(json.loads(text))
     bad += found.pop("bad", [])
+
+
+def bookkeeping(tally: Tally, bad: pl.DataFrame | None = None) -> Iterator[Piece]:
+    """What `settle` takes: the counts of a kernel, and its bad rows if it may have any."""
+    if bad is not None:
+        yield LOOSE, "bad", bad.select(pl.col(n).cast(k) for n, k in BAD.items())
+    yield LOOSE, "tally", pl.DataFrame({"json": [json.dumps(tally.counts)]})
 
 
 # --- kernels: run in Ray's workers and, in tests, without Ray
@@ -156,7 +163,7 @@ def imdb_kernel(part: int, tables: dict[str, pl.DataFrame], described: pl.DataFr
         yield part, "episodes" + PARQUET, parquet(rows, EPISODES)
     yield LOOSE, "persons", credits.select(pl.col("person").unique())
     yield LOOSE, "counts", pl.DataFrame({"items": [items.height], "credits": [credits.height]})
-    yield LOOSE, "tally", pl.DataFrame({"json": [json.dumps(tally.counts)]})
+    yield from bookkeeping(tally)
 
 
 def movielens_kernel(part: int, tables: dict[str, pl.DataFrame]) -> Iterator[Piece]:
@@ -168,7 +175,7 @@ def movielens_kernel(part: int, tables: dict[str, pl.DataFrame]) -> Iterator[Pie
     yield part, "credits", credit_rows(credits.join(base.select("slot", "item_id"), on="slot"))
     covered = base.join(titles.filter(pl.col("original_title").is_not_null()), on="slot", how="semi").height
     yield LOOSE, "counts", pl.DataFrame({"covered": [covered]})
-    yield LOOSE, "tally", pl.DataFrame({"json": [json.dumps(tally.counts)]})
+    yield from bookkeeping(tally)
 
 
 def person_kernel(part: int, tables: dict[str, pl.DataFrame]) -> Iterator[Piece]:
@@ -176,7 +183,7 @@ def person_kernel(part: int, tables: dict[str, pl.DataFrame]) -> Iterator[Piece]
     rows = imdb.people(imdb.first_of_each("name.basics", tables["name.basics"], tally))
     yield part, "people" + PARQUET, parquet(rows, PEOPLE)
     yield LOOSE, "counts", pl.DataFrame({"people": [rows.height]})
-    yield LOOSE, "tally", pl.DataFrame({"json": [json.dumps(tally.counts)]})
+    yield from bookkeeping(tally)
 
 
 def _placed(batch: pa.Table, known: ray.ObjectRef) -> pa.Table:
@@ -201,5 +208,4 @@ def _account(name: str, good: pl.DataFrame, sound: pl.DataFrame, kept: pl.DataFr
     tally = Tally()
     quarantined = unread.height + worse.height
     tally.add(name, **{"in": good.height + unread.height, "quarantined": quarantined, "filtered": sound.height - kept.height})
-    yield LOOSE, "bad", pl.concat([unread, worse])
-    yield LOOSE, "tally", pl.DataFrame({"json": [json.dumps(tally.counts)]})
+    yield from bookkeeping(tally, pl.concat([unread, worse]))

@@ -45,10 +45,12 @@ def _vectors(made: dict[str, Artifact]) -> Any:
     return KeyedVectors.load(str(made["word2vec"].path / "keyed_vectors.kv"))
 
 
-def _labels(made: dict[str, Artifact]) -> Any:
+def _labelled(settings: Settings) -> tuple[Any, Any]:
+    """The vectors of these settings, trained if they are not there, and what their tokens are called."""
     from ugt.projector import Labels
 
-    return Labels(read_table(made["etl"].path / "items", ITEMS), read_table(made["etl"].path / "people", PEOPLE))
+    made = run_until("word2vec", settings)
+    return _vectors(made), Labels(read_table(made["etl"].path / "items", ITEMS), read_table(made["etl"].path / "people", PEOPLE))
 
 
 def export_projector(
@@ -66,9 +68,8 @@ def export_projector(
     from ugt.projector import write
 
     usable_folder(out, "--out")
-    made = run_until("word2vec", _settings(config, families, source, data_dir, imdb_dir=imdb_dir, seed=seed))
-    vectors = _vectors(made)
-    count = write(vectors, _labels(made), out, limit)
+    vectors, labels = _labelled(_settings(config, families, source, data_dir, imdb_dir=imdb_dir, seed=seed))
+    count = write(vectors, labels, out, limit)
     left = f" ({len(vectors) - count:,} rarer ones left out: --limit)" if count < len(vectors) else ""
     console.print(
         f" {count:,} tokens{left} in {out}/vectors.tsv and metadata.tsv   next: load both in the Embedding Projector", highlight=False, soft_wrap=True
@@ -97,8 +98,7 @@ def word2vec_similar(
     """The tokens nearest to one."""
     from ugt.vector_report import similar
 
-    made = run_until("word2vec", _settings(config, families, source, data_dir))
-    vectors, labels = _vectors(made), _labels(made)
+    vectors, labels = _labelled(_settings(config, families, source, data_dir))
     asked = labels.token_of(what, vectors)
     _show(similar(vectors, asked, count, kind), labels, f"nearest to {asked}, {labels.of(asked)}", json_path)
 
@@ -118,8 +118,7 @@ def word2vec_analogy(
     """A is to B as C is to what: a director, a film of theirs, another director."""
     from ugt.vector_report import analogy
 
-    made = run_until("word2vec", _settings(config, families, source, data_dir))
-    vectors, labels = _vectors(made), _labels(made)
+    vectors, labels = _labelled(_settings(config, families, source, data_dir))
     asked = [labels.token_of(text, vectors) for text in (a, b, c)]
     title = f"{labels.of(asked[0])} is to {labels.of(asked[1])} as {labels.of(asked[2])} is to"
     _show(analogy(vectors, asked[0], asked[1], asked[2], count), labels, title, json_path)

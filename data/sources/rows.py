@@ -4,7 +4,7 @@ A raw row is (part, table, row, reason, raw, c0..c8): the columns a loader asked
 file (1 = first after the header). `part` is a hash of the row's key, so that rows of one key meet in one block after a shuffle.
 
 Choices: a file is streamed in chunks of whole lines. Of a TSV chunk the lines that are no rows (broken UTF-8, control characters, tabs missing or too
-many) are found by looking at its bytes at once and taken out; the rest is parsed by Arrow. A CSV chunk that Arrow can't take as one row per line (a quote that
+many) are found by looking at its bytes at once and taken out; the rest is parsed by polars. A CSV chunk that Arrow can't take as one row per line (a quote that
 swallows line ends) and the other dialects go line by line, with the same result. A file that ends in the middle or changes while it is read gives one
 row of the table FATAL: the step that reads it fails with a sentence instead of a trace from a worker.
 """

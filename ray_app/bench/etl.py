@@ -148,7 +148,7 @@ def _all_cores() -> Any:
 
 
 class _of_nodes:
-    """A cluster of nodes of one CPU each, every node's processes on one core; the driver and the head, which has no CPU to give, share the first."""
+    """A cluster of nodes of one CPU each, every node's processes on one core; the driver shares the first, the head's."""
 
     def __init__(self, count: int):
         self.count, self.cores = count, psutil.Process().cpu_affinity() or [0]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 import pytest
 
 from data import etl
@@ -232,10 +231,11 @@ def test_counts_that_do_not_add_up_stop_the_run() -> None:
 
 
 def test_tables_of_one_kernel_travel_as_bytes() -> None:
-    from data.distribute import _pack
+    from data.distribute import LOOSE, packed, unpacked
 
-    packed = _pack({"a": pa.table({"x": [1]}), "b": pa.table({"y": ["z"]})})
-    assert [pa.ipc.open_stream(b).read_all().to_pylist() for b in packed["ipc"].to_pylist()] == [[{"x": 1}], [{"y": "z"}]]
+    rows = packed([(LOOSE, "a", pl.DataFrame({"x": [1]})), (LOOSE, "none", pl.DataFrame({"x": []})), (3, "b", pl.DataFrame({"y": ["z"]}))])
+    assert rows["part"].to_pylist() == [LOOSE, 3]
+    assert [unpacked(data).to_dicts() for data in rows["data"]] == [[{"x": 1}], [{"y": "z"}]]
 
 
 @pytest.mark.ray

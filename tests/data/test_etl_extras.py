@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from data import etl, event_log
-from ugt.artifacts import EVENT_LOG, EVENTS, ITEMS, USERS, read_table
+from ugt.artifacts import EVENT_LOG, EVENTS, ITEMS, QUARANTINE, USERS, read_table
 from ugt.erasure import Erased
 from ugt.schema import UGTError
 from ugt.settings import EtlConfig
@@ -39,7 +39,7 @@ def test_plot_texts_reach_the_items_by_the_links_of_another_version(ray_session:
     plots.mkdir()
     header = "adult,belongs_to_collection,budget,genres,homepage,id,imdb_id,original_language,original_title,overview,popularity,poster_path,release_date,title"
     row = "False,,0,\"[{'id': 16, 'name': 'Animation'}]\",,862,tt0114709,en,Toy Story,\"Toys, alive.\",1,,1995-10-30,Toy Story"
-    (plots / "movies_metadata.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
+    (plots / "movies_metadata.csv").write_text(f"{header}\n{row}\nshort\n", encoding="utf-8")
     figures = run(folder, tmp_path / "out", links=tmp_path / "links.csv", plots_dir=plots)
     items = read_table(tmp_path / "out" / "items", ITEMS).to_pylist()
     assert [(i["imdb_id"], i["description"], i["genres"]) for i in items] == [
@@ -47,7 +47,10 @@ def test_plot_texts_reach_the_items_by_the_links_of_another_version(ray_session:
         ("tt0113497", None, ["Adventure"]),
         (None, None, ["Crime"]),
     ]
-    assert figures["tables"]["movies_metadata"] == {"rows_in": 1, "rows_out": 1, "rows_filtered": 0, "rows_duplicate": 0, "rows_quarantined": 0}
+    assert figures["tables"]["movies_metadata"] == {"rows_in": 2, "rows_out": 1, "rows_filtered": 0, "rows_duplicate": 0, "rows_quarantined": 1}
+    assert [(r["table"], r["file"]) for r in read_table(tmp_path / "out" / "quarantine", QUARANTINE).to_pylist()] == [
+        ("movies_metadata", "movies_metadata.csv")
+    ]
     config = EtlConfig(links=tmp_path / "links.csv", plots_dir=plots)
     assert {"links:links.csv", "movies_metadata.csv:movies_metadata.csv"} <= set(etl.checksums("movielens", folder, None, config))
     with pytest.raises(UGTError, match=r"plots_dir describes films"):
